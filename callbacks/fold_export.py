@@ -1,0 +1,120 @@
+"""Write a folded copy of the network beside every checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from typing_extensions import override
+
+from ..fold import FoldReport, fold
+from ..folder import write_folder
+from ..models import create_network
+from ._common import network_of
+
+__all__ = ["FoldExport"]
+
+log = logging.getLogger(__name__)
+
+
+class FoldExport(Callback):
+    """Keep a folded copy beside every checkpoint that a ModelCheckpoint keeps.
+
+    The copy of ``NAME.ckpt`` is the folder ``NAME.folded``, which ``zoo.load`` reads. It is made from the checkpoint
+    file, so it holds exactly the weights saved there; checkpoints themselves stay as they are and can be resumed. A
+    folder goes when its checkpoint goes. It is written under another name and then renamed, so there is never half
+    of one. Only the first process reads and writes; no process waits for another.
+
+    A copy appears when training goes on after the checkpoint was saved, or ends.
+
+    Raises:
+        MisconfigurationException: The trainer has no ModelCheckpoint, the module has no spiking network in
+            ``network`` or one that no name can rebuild, or the strategy shards the weights over processes, so that no
+            checkpoint file has them all.
+        FoldError: A network cannot be folded, or its folded copy deviates.
+
+    Attributes:
+        folders: Folded folder by checkpoint path, of the checkpoints that exist now.
+    """
+
+    def __init__(self) -> None:
+        self.folders: dict[Path, Path] = {}
+        self._seen: dict[Path, int] = {}  # time of last change of the checkpoint file that was folded
+        self.report: FoldReport | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if network_of(pl_module, self).config is None:
+            raise MisconfigurationException(
+                "FoldExport needs a network that a name can rebuild; register the backbone with timm and build the "
+                "network by lightning_tspike.models.create_network"
+            )
+        if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.checkpoint_callbacks):
+            if trainer.fast_dev_run:  # Lightning takes the checkpoint callbacks out
+                return
+            raise MisconfigurationException(
+                "FoldExport folds what a ModelCheckpoint saves, and the trainer has none: enable_checkpointing is off. "
+                "Turn it on or leave FoldExport out"
+            )
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._follow(trainer, pl_module)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follow(trainer, pl_module)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Called after every callback's on_train_end, where ModelCheckpoint may save for the last time.
+        if stage == "fit":
+            self._follow(trainer, pl_module)
+
+    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fold the checkpoints that are new or have changed; drop the folders of those that are gone."""
+        if not trainer.is_global_zero:
+            return
+        for checkpoint in _kept_checkpoints(trainer):
+            changed = checkpoint.stat().st_mtime_ns
+            if self._seen.get(checkpoint) != changed:
+                self._export(checkpoint, trainer, pl_module)
+                self._seen[checkpoint] = changed
+        for checkpoint in [c for c in self.folders if not c.exists()]:
+            shutil.rmtree(self.folders.pop(checkpoint), ignore_errors=True)
+            del self._seen[checkpoint]
+
+    def _export(self, checkpoint: Path, trainer: Trainer, pl_module: LightningModule) -> None:
+        if checkpoint.is_dir():
+            raise MisconfigurationException(
+                f"the strategy {type(trainer.strategy).__name__} shards the weights ({checkpoint} is a folder of "
+                "shards), so FoldExport cannot read them; save full checkpoints (state_dict_type='full'), or leave "
+                "FoldExport out and fold after training"
+            )
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        # A network of its own: the one in training may carry hooks. Its initial weights must not use up random numbers.
+        with torch.random.fork_rng(devices=[]):
+            network = create_network(network_of(pl_module, self).config)
+        prefix = "network."
+        network.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
+        folded, self.report = fold(network)
+        preprocessing = getattr(trainer, "datamodule", None) and getattr(trainer.datamodule, "preprocessing", None)
+        folder = checkpoint.with_suffix(".folded")
+        self.folders[checkpoint] = write_folder(folder, folded, preprocessing=preprocessing)
+        log.debug("folded %s: %s", checkpoint, self.report)
+
+
+def _kept_checkpoints(trainer: Trainer) -> Iterator[Path]:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            paths = {*callback.best_k_models, callback.best_model_path, callback.last_model_path} - {""}
+            yield from (path for path in map(Path, sorted(paths)) if path.exists())

@@ -1,0 +1,184 @@
+"""A network as a folder: ``model.safetensors`` (weights) and ``config.json`` (all that rebuilds the network).
+
+``config.json``, schema version 1::
+
+    schema_version    1
+    library_version   version of lightning-tspike that wrote the folder
+    network           the fields of lightning_tspike.models.NetworkConfig
+    amplitudes        names of the neurons that keep an amplitude of their own; empty where all are folded away
+    preprocessing     {"input_size": [C, H, W], "mean": [C numbers], "std": [C numbers]} or null where it is not known
+
+Nothing in a folder is ever run: names are looked up in timm's registry, weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .models import NetworkConfig, create_network
+from .neurons import TernaryLIF
+from .ternarize import SpikingNetwork
+
+__all__ = ["CONFIG", "WEIGHTS", "FolderError", "read_folder", "write_folder"]
+
+SCHEMA_VERSION = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+class FolderError(ValueError):
+    """A folder does not hold a network; the message names the file, what is wrong with it and the way out."""
+
+
+def write_folder(
+    path: str | Path, network: SpikingNetwork, *, preprocessing: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a network to a folder, whole or not at all: all is written under another name first, then renamed.
+
+    Args:
+        path: The folder. One that is there already is replaced.
+        network: Built by :func:`lightning_tspike.models.create_network`, or a folded copy of such a one.
+        preprocessing: ``input_size``, ``mean`` and ``std`` of the images, as a datamodule's ``preprocessing`` has them.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: The network was made by ``ternarize`` from a model of your own, so no name can rebuild it.
+        OSError: The folder cannot be written; what was at ``path`` is as it was.
+    """
+    if network.config is None:
+        raise ValueError(
+            "this network was ternarized from a model without a name, so a folder could not rebuild it; "
+            "register the model with timm and build it by lightning_tspike.models.create_network"
+        )
+    path = Path(path)
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "library_version": version("lightning-tspike"),
+        "network": asdict(network.config),
+        "amplitudes": [name for name, neuron in network.neurons().items() if neuron.raw_amplitude is not None],
+        "preprocessing": dict(preprocessing) if preprocessing is not None else None,
+    }
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        scratch.mkdir()
+        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        save_file(weights, scratch / WEIGHTS, metadata={"format": "pt"})
+        _replace(scratch, path)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return path
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Put a finished folder in the place of another one; a folder cannot be renamed onto one that is not empty."""
+    if not path.exists():
+        os.rename(new, path)
+        return
+    old = new.with_name(new.name + ".old")
+    os.rename(path, old)
+    os.rename(new, path)
+    shutil.rmtree(old)
+
+
+def read_folder(path: str | Path) -> tuple[SpikingNetwork, dict[str, Any]]:
+    """Read a network from a folder that :func:`write_folder` wrote.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The network, in eval mode on the CPU, and the contents of its ``config.json``.
+
+    Raises:
+        FolderError: A file is missing or damaged, the configuration is not understood, or the weights are not exactly
+            those of the network it describes.
+    """
+    path = Path(path)
+    config = _read_config(path / CONFIG)
+    network = _build(config, path / CONFIG)
+    weights = _read_weights(path / WEIGHTS)
+    _check_weights(weights, network.model.state_dict(), path)
+    network.model.load_state_dict(weights)
+    return network.eval(), config
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FolderError(f"{file} is missing: a network's folder holds {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FolderError(f"{file} is not valid JSON ({error}); export or download the folder again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("schema_version"), int):
+        raise FolderError(f"{file} has no whole number 'schema_version': it was not written by lightning-tspike")
+    if config["schema_version"] > SCHEMA_VERSION:
+        raise FolderError(
+            f"{file} has schema version {config['schema_version']}, this lightning-tspike "
+            f"{version('lightning-tspike')} reads up to {SCHEMA_VERSION}; upgrade lightning-tspike"
+        )
+    for key, kind in (("network", dict), ("amplitudes", list), ("preprocessing", dict | None)):
+        if not isinstance(config.get(key, ...), kind):
+            raise FolderError(f"{file}: {key!r} is missing or not understood, got {config.get(key)!r}")
+    return config
+
+
+def _build(config: dict[str, Any], file: Path) -> SpikingNetwork:
+    known = {field.name for field in fields(NetworkConfig)}
+    if unknown := sorted(set(config["network"]) - known):
+        raise FolderError(f"{file}: unknown entries {unknown} in 'network', expected {sorted(known)}")
+    try:
+        # Neurons start without amplitude; those that keep one are given it below.
+        network = create_network(NetworkConfig(**{**config["network"], "amplitude": "fixed"}))
+        network.config = NetworkConfig(**config["network"])
+    except (TypeError, ValueError) as error:
+        raise FolderError(f"{file} describes no network that can be built: {error}") from error
+    neurons: dict[str, TernaryLIF] = network.neurons()
+    for name in config["amplitudes"]:
+        if name not in neurons:
+            raise FolderError(f"{file}: 'amplitudes' names {name!r}, which is no neuron of {network.config.backbone}")
+        neurons[name].raw_amplitude = nn.Parameter(torch.ones(()))
+    return network
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise FolderError(f"{file} is missing: a network's folder holds {CONFIG} and {WEIGHTS}")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise FolderError(f"{file} is damaged ({error}); export or download the folder again") from error
+
+
+def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    """Exactly the tensors that the network needs, of the right shape: nothing missing, nothing left over."""
+    problems = []
+    if missing := sorted(expected.keys() - weights.keys()):
+        problems.append(f"missing tensors {missing}")
+    if extra := sorted(weights.keys() - expected.keys()):
+        problems.append(f"tensors the network does not have {extra}")
+    for name in sorted(weights.keys() & expected.keys()):
+        if weights[name].shape != expected[name].shape:
+            problems.append(f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(expected[name].shape)}")
+        elif weights[name].is_floating_point() and not weights[name].isfinite().all():
+            problems.append(f"{name} holds NaN or infinite values")
+    if problems:
+        raise FolderError(
+            f"{path / WEIGHTS} does not fit {path / CONFIG}: {'; '.join(problems)}; export or download the folder again"
+        )

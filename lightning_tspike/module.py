@@ -1,0 +1,177 @@
+"""The LightningModule: training, validation, test and prediction of a ternary-spike network."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from . import functional
+from .models import NetworkConfig, create_network
+from .seeding import epoch_seed, run_seed
+
+__all__ = ["TernarySNNModule"]
+
+
+class TernarySNNModule(L.LightningModule):
+    """A backbone with ternary spiking neurons, trained on the cross-entropy of the time-averaged logits.
+
+    Batches are pairs of images [B, C, H, W] or frames [B, T, C, H, W] and labels [B]. Logged: ``train/loss``,
+    ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie in [0, 1].
+
+    Args:
+        backbone: A timm model whose activations are modules, e.g. ``"resnet34"``, ``"vgg16_bn"``,
+            ``"tspike_resnet_small"``.
+        num_classes: Number of classes K.
+        timesteps: Number of time steps T.
+        in_chans: Channels C of an image or a frame.
+        amplitude: ``"layer"`` learns one spike amplitude per neuron layer, ``"fixed"`` keeps it at 1 (the vanilla
+            ternary spike).
+        decay: Membrane decay tau in [0, 1].
+        threshold: Firing threshold theta > 0.
+        detach_reset: Cut the gradient through the reset.
+        backbone_kwargs: Further arguments of the backbone.
+        opt: Optimizer, a name that timm.optim knows.
+        lr: Learning rate at its peak.
+        momentum: Momentum, for the optimizers that have one.
+        weight_decay: Weight decay; amplitudes, biases and batch norms are exempt.
+        sched: Learning-rate schedule, a name that timm.scheduler knows, updated after every epoch; ``"none"`` for none.
+        warmup_epochs: Epochs over which the learning rate rises linearly to its peak.
+
+    Raises:
+        ValueError: Unknown backbone (the message has close names), or a number out of range.
+
+    With ``seed_everything`` called (or ``seed_everything:`` in a recipe), every epoch draws its random numbers from a
+    stream of its own, so that a run resumed from a checkpoint at the end of an epoch goes on as if it had not stopped.
+
+    Example:
+        Trainer(max_epochs=90).fit(TernarySNNModule("resnet34", num_classes=1000, timesteps=4), datamodule)
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet34",
+        num_classes: int = 1000,
+        timesteps: int = 4,
+        in_chans: int = 3,
+        amplitude: Literal["layer", "fixed"] = "layer",
+        decay: float = functional.DECAY,
+        threshold: float = functional.THRESHOLD,
+        detach_reset: bool = False,
+        backbone_kwargs: dict[str, Any] | None = None,
+        opt: str = "sgd",
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        sched: str = "cosine",
+        warmup_epochs: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = create_network(
+            NetworkConfig(
+                backbone,
+                num_classes=num_classes,
+                in_chans=in_chans,
+                timesteps=timesteps,
+                amplitude=amplitude,
+                decay=decay,
+                threshold=threshold,
+                detach_reset=detach_reset,
+                backbone_kwargs=backbone_kwargs or {},
+            )
+        )
+        top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
+        accuracies = {name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in top.items()}
+        self.train_metrics = MetricCollection({"acc1": accuracies["acc1"].clone()}, prefix="train/")
+        self.val_metrics = MetricCollection(accuracies, prefix="val/")
+        self.test_metrics = self.val_metrics.clone(prefix="test/")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, K], the mean over time."""
+        return self.network(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Class probabilities [B, K]; labels, where the batch has any, are not looked at."""
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        _check_images(x)
+        return self(x).softmax(-1)
+
+    def _step(self, batch: tuple[Tensor, Tensor], stage: Literal["train", "val", "test"]) -> Tensor:
+        x, y = batch
+        _check_images(x)
+        _check_labels(y, self.hparams["num_classes"])
+        logits = self(x)
+        loss = F.cross_entropy(logits, y)
+        is_train = stage == "train"
+        self.log(f"{stage}/loss", loss, on_step=is_train, on_epoch=not is_train, sync_dist=not is_train, batch_size=len(y))
+        metrics = getattr(self, f"{stage}_metrics")
+        metrics.update(logits.detach(), y)
+        self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        if (seed := run_seed()) is not None:
+            stream = epoch_seed(seed, self.current_epoch, self.global_rank)
+            random.seed(stream)
+            np.random.seed(stream)
+            torch.manual_seed(stream)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        hp = self.hparams
+        optimizer = create_optimizer_v2(
+            self.network, hp["opt"], lr=hp["lr"], weight_decay=hp["weight_decay"], momentum=hp["momentum"]
+        )
+        if hp["sched"] == "none":
+            return optimizer
+        if self.trainer.max_epochs is None or self.trainer.max_epochs < 1:
+            raise ValueError(
+                f"the schedule {hp['sched']!r} must know how many epochs there will be: set the trainer's max_epochs "
+                f"(it is {self.trainer.max_epochs}), or sched='none'"
+            )
+        scheduler, _ = create_scheduler_v2(
+            optimizer, hp["sched"], num_epochs=self.trainer.max_epochs, warmup_epochs=hp["warmup_epochs"]
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:
+        scheduler.step(epoch=self.current_epoch + 1, metric=metric)  # timm's: a function of the epoch to come
+
+
+def _check_images(x: Tensor) -> None:
+    # A NaN would vanish without a trace: a neuron whose membrane potential is NaN never fires.
+    if not x.isfinite().all():
+        bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"the batch holds NaN or infinite values, in samples {bad} of {len(x)} (shape {tuple(x.shape)}); "
+            "look for damaged files or a division by zero in the preprocessing"
+        )
+
+
+def _check_labels(y: Tensor, num_classes: int) -> None:
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels run from {low} to {high}, expected 0 to {num_classes - 1}; "
+            "set num_classes to the number of classes of the data"
+        )

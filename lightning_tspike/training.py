@@ -1,0 +1,76 @@
+"""``tspike fit|validate|test|predict``: a LightningCLI that ends a fit with what the run has given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningDataModule
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
+from rich.table import Table
+
+from .callbacks import FoldExport, PredictionWriter
+from .evaluation import Evaluation, evaluate
+from .folder import read_folder
+from .module import TernarySNNModule
+
+__all__ = ["run_training_cli"]
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI for TernarySNNModule and any datamodule; its own part is the summary after ``fit``."""
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint and its folded copy, and say where both are."""
+        export = next((c for c in self.trainer.callbacks if isinstance(c, FoldExport)), None)
+        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        folder = export.folders.get(Path(checkpoint)) if export else None
+        if not self.trainer.is_global_zero or folder is None:
+            return
+        console = Console()
+        console.print(f"checkpoint: {checkpoint}", f"folded:     {folder}", sep="\n", soft_wrap=True, highlight=False)
+        if not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
+            return
+        self.datamodule.setup("test")
+        device = self.trainer.strategy.root_device
+        unfolded = TernarySNNModule.load_from_checkpoint(checkpoint, map_location=device).network
+        folded = read_folder(folder)[0].to(device)
+        before = evaluate(unfolded, self._test_batches(), description="testing the unfolded network")
+        after = evaluate(folded, self._test_batches(), description="testing the folded network")
+        _print_summary(console, before, after)
+
+    def _test_batches(self) -> Iterable[Any]:
+        """The test batches, as many as the trainer's limit_test_batches lets through."""
+        loader, limit = self.datamodule.test_dataloader(), self.trainer.limit_test_batches
+        return loader if limit == 1.0 else list(islice(loader, int(limit if limit >= 1 else limit * len(loader))))
+
+
+def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> None:
+    n = len(after.decisions)
+    differ = int((before.decisions != after.decisions).sum())
+    console.print(
+        f"test accuracy: unfolded {100 * before.accuracy:.2f} %, folded {100 * after.accuracy:.2f} % "
+        f"({n} images; decisions that differ: {differ})",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table("neuron layer", "positive", "negative", "all", title="firing rates of the folded network on the test set")
+    for name, rate in after.firing_rates.items():
+        table.add_row(name, f"{rate.positive:.4f}", f"{rate.negative:.4f}", f"{rate.total:.4f}")
+    console.print(table)
+
+
+def run_training_cli(words: Sequence[str]) -> None:
+    """Run a training command given as words, e.g. ``["fit", "--config", "digits.yaml"]``."""
+    TrainingCLI(
+        TernarySNNModule,
+        LightningDataModule,
+        subclass_mode_data=True,
+        trainer_defaults={"callbacks": [PredictionWriter()]},
+        args=list(words),
+        parser_kwargs={"description": "Train, validate, test or predict with ternary-spike networks. See also: tspike zoo list"},
+    )

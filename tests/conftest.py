@@ -1,0 +1,61 @@
+"""Fixtures shared by the tests: real data and golden numbers where they are, networks that differ from a fresh one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_tspike.models import NetworkConfig, create_network
+from lightning_tspike.ternarize import SpikingNetwork
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test starts from the same random numbers; a seed that an earlier test gave Lightning is forgotten."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """Path of a file or folder in ../shared; the test is skipped where it is missing."""
+
+    def path(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"needs {SHARED / name}, which is not on this machine")
+        return SHARED / name
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[..., SpikingNetwork]:
+    """Build a float64 network in eval mode with random amplitudes in [0.5, 1.5] and random BN statistics.
+
+    Weights get unit gain, so that spikes reach the logits in networks without BN too.
+    """
+
+    def build(backbone: str, **config: object) -> SpikingNetwork:
+        network = create_network(NetworkConfig(backbone, **config)).double().eval()
+        generator = torch.Generator().manual_seed(1)
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                fan_in = module.weight[0].numel()
+                nn.init.normal_(module.weight, std=(2 / fan_in) ** 0.5, generator=generator)
+            if isinstance(module, (nn.BatchNorm2d,)):
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+                nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+                nn.init.normal_(module.bias, std=0.2, generator=generator)
+        for neuron in network.neurons().values():
+            if neuron.raw_amplitude is not None:
+                nn.init.uniform_(neuron.raw_amplitude, 0.5, 1.5, generator=generator)
+        return network
+
+    return build

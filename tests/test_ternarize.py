@@ -1,0 +1,152 @@
+"""From timm models to spiking networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from lightning_tspike.models import NetworkConfig, create_network
+from lightning_tspike.neurons import TernaryLIF
+from lightning_tspike.ternarize import SpikingNetwork, ternarize
+
+
+@pytest.mark.parametrize(
+    ("backbone", "neurons"),
+    [("resnet18", 17), ("resnet34", 33), ("vgg11_bn", 10), ("vgg16_bn", 15), ("tspike_resnet_small", 7)],
+)
+def test_timm_backbones(backbone: str, neurons: int) -> None:
+    network = create_network(NetworkConfig(backbone, num_classes=7, timesteps=2))
+    assert len(network.neurons()) == neurons
+    assert not any(isinstance(m, nn.ReLU) for m in network.modules())
+    assert len(network.encoders) == 1
+    logits = network(torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 7)
+    logits.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["tspike_resnet_small", "vgg11_bn", "resnet18"])
+def test_image_equals_the_same_frame_at_every_step(lively: Callable[..., SpikingNetwork], backbone: str) -> None:
+    """Also: computing the static prefix once equals computing it at every step."""
+    network = lively(backbone, num_classes=5, timesteps=3)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    frames = x.unsqueeze(1).expand(-1, 3, -1, -1, -1)
+    expected = network(x, per_step=True)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(network(frames, per_step=True), expected)
+    torch.testing.assert_close(network(x), expected.mean(0))  # and back to images
+    network.encoders = ()
+    for neuron in network.neurons().values():
+        neuron.static_input = False
+    torch.testing.assert_close(network(x, per_step=True), expected)
+
+
+def test_time_steps_of_frames_keep_their_order(lively: Callable[..., SpikingNetwork]) -> None:
+    """Step t of sample b depends on frames 1..t of sample b alone."""
+    network = lively("tspike_resnet_small", timesteps=3)
+    frames = torch.randn(2, 3, 3, 16, 16, dtype=torch.float64)
+    changed = frames.clone()
+    changed[1, 2] = torch.randn(3, 16, 16, dtype=torch.float64)
+    before, after = network(frames, per_step=True), network(changed, per_step=True)  # [T, B, K]
+    differs = (before != after).any(-1)
+    assert differs.tolist() == [[False, False], [False, False], [False, True]]
+
+
+def test_prefix_is_computed_once() -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", timesteps=4))
+    seen = []
+    network.model.conv1.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    network.model.fc.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+    network(torch.randn(2, 3, 8, 8))
+    assert seen == [2, 8]
+
+
+class _Mixing(nn.Module):
+    """Adds the static stem to spikes: the stem cannot be computed once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.fc(self.pool(x + self.act(x)).flatten(1))
+
+
+class _Untraceable(_Mixing):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.from_numpy(x.detach().numpy()))
+
+
+@pytest.mark.parametrize("model", [_Mixing, _Untraceable])
+def test_other_graphs_repeat_the_input(model: type[nn.Module]) -> None:
+    network = ternarize(model(), 3)
+    assert network.encoders == ()
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(network(x), network(x.unsqueeze(1).expand(-1, 3, -1, -1, -1)))
+
+
+def test_shared_activation_becomes_one_neuron() -> None:
+    act = nn.ReLU()
+    network = ternarize(nn.Sequential(nn.Conv2d(3, 4, 3), act, nn.Conv2d(4, 4, 3), act, nn.Flatten(), nn.LazyLinear(2)))
+    assert network.model[1] is network.model[3]
+    assert isinstance(network.model[1], TernaryLIF)
+
+
+def test_no_activation_to_replace() -> None:
+    with pytest.raises(ValueError, match="no activation modules"):
+        ternarize(nn.Conv2d(3, 3, 1))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 4, 1, 8, 8), (3, 8, 8), (2, 3)])
+def test_wrong_channels_or_dimensions(shape: tuple[int, ...]) -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small"))
+    with pytest.raises(ValueError, match=r"images \[B, 3, H, W\].*in_chans") as error:
+        network(torch.zeros(shape))
+    assert str(shape) in str(error.value)
+
+
+def test_wrong_number_of_frames() -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", timesteps=4))
+    with pytest.raises(ValueError, match="runs 4 time steps, got frames for 5"):
+        network(torch.zeros(2, 5, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"backbone": "resnet43"}, "unknown backbone 'resnet43'; did you mean .*'resnet34'"),
+        ({"backbone": "local-dir:/tmp"}, "unknown backbone"),
+        ({"backbone": "resnet18", "timesteps": 0}, "timesteps .* 0"),
+        ({"backbone": "resnet18", "num_classes": -1}, "num_classes .* -1"),
+        ({"backbone": "resnet18", "in_chans": 1.5}, r"in_chans .* 1\.5"),
+        ({"backbone": "resnet18", "backbone_kwargs": {"widht": 3}}, "widht"),
+        ({"backbone": "resnet18", "backbone_kwargs": {"act": nn.ReLU}}, "JSON"),
+        ({"backbone": "tspike_resnet_small", "backbone_kwargs": {"layers": [1], "widths": [8, 8]}}, "one number per stage"),
+    ],
+)
+def test_bad_configuration(config: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_network(NetworkConfig(**config))
+
+
+def test_own_backbone_is_in_timms_registry() -> None:
+    model = timm.create_model("tspike_resnet_small", num_classes=3, in_chans=1, layers=(2, 1), widths=(8, 12))
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+    assert timm.list_models("tspike_*") == ["tspike_resnet_small"]
+    model.reset_classifier(5)
+    assert model.get_classifier().out_features == 5
+    assert sum(p.numel() for p in timm.create_model("tspike_resnet_small").parameters()) == 78_042
+
+
+def test_deepcopy_after_a_forward(lively: Callable[..., SpikingNetwork]) -> None:
+    network = lively("tspike_resnet_small")
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    logits = network(x)
+    assert torch.equal(copy.deepcopy(network)(x), logits)
