@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -39,5 +41,5 @@ def network_of(module: LightningModule, callback: object) -> SpikingNetwork:
 
 def is_log_step(trainer: Trainer, every_n_steps: int | None) -> bool:
     """Whether the batch that comes next, or just ended with an optimizer step, is one to log."""
-    every = every_n_steps or trainer.log_every_n_steps
-    return trainer.global_step % every == 0
+    settings: Any = trainer
+    return trainer.global_step % (every_n_steps or settings.log_every_n_steps) == 0

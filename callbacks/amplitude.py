@@ -48,7 +48,7 @@ class AmplitudeLogger(Callback):
             return
         self._last_step = trainer.global_step
         amplitudes = {
-            f"amplitude/{name}": neuron.amplitude.item()
+            f"amplitude/{name}": float(neuron.raw_amplitude.detach().abs())
             for name, neuron in network_of(pl_module, self).neurons().items()
             if neuron.raw_amplitude is not None
         }

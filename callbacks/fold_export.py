@@ -14,9 +14,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from ..fold import FoldReport, fold
+from ..fold import fold
 from ..folder import write_folder
-from ..models import create_network
+from ..models import NetworkConfig, create_network
 from ._common import network_of
 
 __all__ = ["FoldExport"]
@@ -47,20 +47,20 @@ class FoldExport(Callback):
     def __init__(self) -> None:
         self.folders: dict[Path, Path] = {}
         self._seen: dict[Path, int] = {}  # time of last change of the checkpoint file that was folded
-        self.report: FoldReport | None = None
+        self._config: NetworkConfig | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if network_of(pl_module, self).config is None:
+        self._config = network_of(pl_module, self).config
+        if self._config is None:
             raise MisconfigurationException(
                 "FoldExport needs a network that a name can rebuild; register the backbone with timm and build the "
                 "network by lightning_tspike.models.create_network"
             )
-        if not any(isinstance(callback, ModelCheckpoint) for callback in trainer.checkpoint_callbacks):
-            if trainer.fast_dev_run:  # Lightning takes the checkpoint callbacks out
-                return
+        is_dry_run: Any = getattr(trainer, "fast_dev_run", False)  # then Lightning takes checkpoint callbacks out
+        if not is_dry_run and not any(isinstance(c, ModelCheckpoint) for c in trainer.checkpoint_callbacks):
             raise MisconfigurationException(
                 "FoldExport folds what a ModelCheckpoint saves, and the trainer has none: enable_checkpointing is off. "
                 "Turn it on or leave FoldExport out"
@@ -68,32 +68,32 @@ class FoldExport(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._follow(trainer, pl_module)
+        self._follow(trainer)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follow(trainer, pl_module)
+        self._follow(trainer)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Called after every callback's on_train_end, where ModelCheckpoint may save for the last time.
         if stage == "fit":
-            self._follow(trainer, pl_module)
+            self._follow(trainer)
 
-    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _follow(self, trainer: Trainer) -> None:
         """Fold the checkpoints that are new or have changed; drop the folders of those that are gone."""
         if not trainer.is_global_zero:
             return
         for checkpoint in _kept_checkpoints(trainer):
             changed = checkpoint.stat().st_mtime_ns
             if self._seen.get(checkpoint) != changed:
-                self._export(checkpoint, trainer, pl_module)
+                self._export(checkpoint, trainer)
                 self._seen[checkpoint] = changed
         for checkpoint in [c for c in self.folders if not c.exists()]:
             shutil.rmtree(self.folders.pop(checkpoint), ignore_errors=True)
             del self._seen[checkpoint]
 
-    def _export(self, checkpoint: Path, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _export(self, checkpoint: Path, trainer: Trainer) -> None:
         if checkpoint.is_dir():
             raise MisconfigurationException(
                 f"the strategy {type(trainer.strategy).__name__} shards the weights ({checkpoint} is a folder of "
@@ -102,15 +102,16 @@ class FoldExport(Callback):
             )
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         # A network of its own: the one in training may carry hooks. Its initial weights must not use up random numbers.
+        assert self._config is not None
         with torch.random.fork_rng(devices=[]):
-            network = create_network(network_of(pl_module, self).config)
+            network = create_network(self._config)
         prefix = "network."
         network.load_state_dict({k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)})
-        folded, self.report = fold(network)
-        preprocessing = getattr(trainer, "datamodule", None) and getattr(trainer.datamodule, "preprocessing", None)
+        folded, report = fold(network)
+        preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
         folder = checkpoint.with_suffix(".folded")
         self.folders[checkpoint] = write_folder(folder, folded, preprocessing=preprocessing)
-        log.debug("folded %s: %s", checkpoint, self.report)
+        log.debug("folded %s: %s", checkpoint, report)
 
 
 def _kept_checkpoints(trainer: Trainer) -> Iterator[Path]:

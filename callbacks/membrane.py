@@ -109,7 +109,9 @@ class MembraneHistogram(Callback):
             if isinstance(logger, TensorBoardLogger):
                 self._add_histogram(logger, f"membrane/{name}", np.array(counts))
             else:
-                scalars |= {f"membrane/{name}/q{100 * q:02.0f}": u for q, u in self._quantiles(np.array(counts)).items()}
+                scalars |= {
+                    f"membrane/{name}/q{100 * q:02.0f}": u for q, u in self._quantiles(np.array(counts)).items()
+                }
         logger.log_metrics(scalars, step=self._last_step)
 
     def _add_histogram(self, logger: TensorBoardLogger, tag: str, counts: NDArray[np.float64]) -> None:

@@ -75,7 +75,8 @@ class FoldReport:
     Attributes:
         neurons: Every neuron layer, in the order of execution.
         layers: Every weighted layer (convolution, linear), in the order of execution.
-        deviation: Greatest deviation of the logits on the verification batch in float64, relative to the greatest logit.
+        deviation: Greatest deviation of the logits on the verification batch in float64, relative to the greatest
+            logit.
     """
 
     neurons: tuple[FoldedNeuron, ...]
@@ -190,7 +191,7 @@ def _absorb(classes: GaugeClasses, model: nn.Module) -> list[FoldedNeuron]:
     return neurons
 
 
-def _absorb_in_norm(norm: nn.Module, g_in: float, g_out: float) -> None:
+def _absorb_in_norm(norm: Any, g_in: float, g_out: float) -> None:
     norm.running_mean /= g_in
     if norm.affine:
         norm.weight *= g_in / g_out

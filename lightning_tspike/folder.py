@@ -43,9 +43,7 @@ class FolderError(ValueError):
     """A folder does not hold a network; the message names the file, what is wrong with it and the way out."""
 
 
-def write_folder(
-    path: str | Path, network: SpikingNetwork, *, preprocessing: Mapping[str, Any] | None = None
-) -> Path:
+def write_folder(path: str | Path, network: SpikingNetwork, *, preprocessing: Mapping[str, Any] | None = None) -> Path:
     """Write a network to a folder, whole or not at all: all is written under another name first, then renamed.
 
     Args:

@@ -1,7 +1,8 @@
 """The ternary leaky integrate-and-fire neuron as pure functions of tensors.
 
 The neuron is that of Guo et al., "Ternary Spike: Learning Ternary Spikes for Spiking Neural Networks", AAAI 2024,
-arXiv 2312.06372. For an input current x_t (t = 1..T), membrane potential u, decay tau, threshold theta, amplitude a > 0::
+arXiv 2312.06372. For an input current x_t (t = 1..T), membrane potential u, decay tau, threshold theta and amplitude
+a > 0::
 
     u_t = tau * u_{t-1} * (1 - |s_{t-1}|) + x_t,   u_0 = 0       leak, hard reset, integrate
     s_t = sign(u_t) if |u_t| >= theta else 0                     fire: s_t in {-1, 0, +1}
@@ -15,9 +16,11 @@ detached. Default threshold, decay and surrogate width are those of the authors'
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 __all__ = ["membrane_potential", "ternary_lif"]
 
@@ -85,9 +88,7 @@ def membrane_potential(
         return _integrate_and_fire(x, timesteps, decay, _per_channel(threshold, x))[0].flatten(0, 1)
 
 
-def _integrate_and_fire(
-    x: Tensor, timesteps: int, decay: float, threshold: Tensor | float
-) -> tuple[Tensor, Tensor]:
+def _integrate_and_fire(x: Tensor, timesteps: int, decay: float, threshold: Tensor | float) -> tuple[Tensor, Tensor]:
     """Membrane potentials before firing and spikes, both [T, B, ...], in at least single precision."""
     x = _split_time(x, timesteps).to(torch.promote_types(x.dtype, torch.float32))  # [T, B, ...]
     membranes, spikes = torch.empty_like(x), torch.empty_like(x)
@@ -103,7 +104,7 @@ class _TernarySpikes(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, timesteps: int, decay: float, threshold: Tensor | float, detach_reset: bool
+        ctx: Any, x: Tensor, timesteps: int, decay: float, threshold: Tensor | float, detach_reset: bool
     ) -> Tensor:
         membranes, spikes = _integrate_and_fire(x, timesteps, decay, threshold)
         ctx.save_for_backward(membranes, torch.as_tensor(threshold, dtype=membranes.dtype, device=x.device))
@@ -112,7 +113,7 @@ class _TernarySpikes(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
         membranes, threshold = ctx.saved_tensors  # [T, B, ...], broadcastable to [B, ...]
         grad_s = _split_time(grad_spikes, membranes.shape[0]).to(membranes.dtype)  # dL/ds_t, not through the reset
         grad_x = torch.empty_like(membranes)

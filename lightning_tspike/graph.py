@@ -36,7 +36,17 @@ _HOMOGENEOUS_METHODS = {
     "unsqueeze", "contiguous", "expand", "repeat", "clone", "float", "double", "to",
 }  # fmt: skip
 # Results that are sums or collections of their operands: all share one gauge.
-_JOINS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, torch.cat, torch.stack, torch.concat}
+_JOINS = {
+    operator.add,
+    operator.iadd,
+    operator.sub,
+    operator.isub,
+    torch.add,
+    torch.sub,
+    torch.cat,
+    torch.stack,
+    torch.concat,
+}
 _JOIN_METHODS = {"add", "add_", "sub", "sub_"}
 
 # Values of nodes that ask for a shape or a type: no gauge can reach them.
@@ -74,19 +84,20 @@ class _ExampleTracer(fx.Tracer):
     def _evaluate(self, node: fx.Node) -> Any:
         args = fx.node.map_arg(node.args, lambda n: n.meta["value"])
         kwargs = fx.node.map_arg(node.kwargs, lambda n: n.meta["value"])
+        target: Any = node.target
         match node.op:
             case "placeholder":
                 return self.example if node.prev.op == "root" else (node.args[0] if node.args else None)
             case "get_attr":
-                return operator.attrgetter(node.target)(self.root)
+                return operator.attrgetter(target)(self.root)
             case "call_module":
-                return self.root.get_submodule(node.target)(*args, **kwargs)
+                return self.root.get_submodule(target)(*args, **kwargs)
             case "call_method":
-                return getattr(args[0], node.target)(*args[1:], **kwargs)
+                return getattr(args[0], target)(*args[1:], **kwargs)
             case "call_function":
                 # in-place operators get a copy: the values of earlier nodes are looked at later
-                args = tuple(a.clone() if isinstance(a, Tensor) and _writes(node.target) else a for a in args)
-                return node.target(*args, **kwargs)
+                args = tuple(a.clone() if isinstance(a, Tensor) and _writes(target) else a for a in args)
+                return target(*args, **kwargs)
         return None
 
     # While a value is computed, modules and parameters are the real ones, not proxies.
@@ -101,7 +112,7 @@ class _ExampleTracer(fx.Tracer):
         return bool(obj.node.meta["value"])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return iter([obj[i] for i in range(len(obj.node.meta["value"]))])
+        return iter([operator.getitem(obj, i) for i in range(len(obj.node.meta["value"]))])
 
 
 def _writes(function: Any) -> bool:
@@ -210,7 +221,7 @@ class GaugeClasses:
             return
         inputs = [n for n in node.all_input_nodes if isinstance(n.meta["value"], Tensor)]
         module = self.module_of(node)
-        if _absorbs(module):
+        if module is not None and _absorbs(module):
             # The layer's own numbers absorb the gauges of both sides. Called at several places it has only one set
             # of them, so all its inputs share a gauge, and all its outputs.
             first = self.calls.setdefault(module, node)
@@ -225,7 +236,7 @@ class GaugeClasses:
             self._pinned.update([node, *inputs])
 
 
-def _absorbs(module: nn.Module | None) -> bool:
+def _absorbs(module: nn.Module) -> bool:
     """Whether a layer has numbers of its own to take up the gauges of its input and its output."""
     return isinstance(module, (TernaryLIF, *WEIGHTED)) or (
         isinstance(module, NORMS) and module.running_mean is not None and module.running_var is not None

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -93,7 +92,9 @@ class TernarySNNModule(L.LightningModule):
             )
         )
         top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
-        accuracies = {name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in top.items()}
+        accuracies: dict[str, Any] = {
+            name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in top.items()
+        }
         self.train_metrics = MetricCollection({"acc1": accuracies["acc1"].clone()}, prefix="train/")
         self.val_metrics = MetricCollection(accuracies, prefix="val/")
         self.test_metrics = self.val_metrics.clone(prefix="test/")
@@ -124,7 +125,9 @@ class TernarySNNModule(L.LightningModule):
         logits = self(x)
         loss = F.cross_entropy(logits, y)
         is_train = stage == "train"
-        self.log(f"{stage}/loss", loss, on_step=is_train, on_epoch=not is_train, sync_dist=not is_train, batch_size=len(y))
+        self.log(
+            f"{stage}/loss", loss, on_step=is_train, on_epoch=not is_train, sync_dist=not is_train, batch_size=len(y)
+        )
         metrics = getattr(self, f"{stage}_metrics")
         metrics.update(logits.detach(), y)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
@@ -154,7 +157,7 @@ class TernarySNNModule(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
-    def lr_scheduler_step(self, scheduler: Scheduler, metric: Any) -> None:
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step(epoch=self.current_epoch + 1, metric=metric)  # timm's: a function of the epoch to come
 
 

@@ -21,9 +21,10 @@ class TernaryLIF(nn.Module):
 
     Args:
         timesteps: Number of time steps T.
-        amplitude: ``"layer"`` learns one spike amplitude a for the layer, starting at 1; ``"fixed"`` sends plain -1, 0, +1.
+        amplitude: ``"layer"`` learns one spike amplitude a for the layer, starting at 1; ``"fixed"`` sends plain -1, 0
+            and +1.
         decay: Membrane decay tau in [0, 1].
-        threshold: Firing threshold theta > 0, in units of the membrane potential. Kept as a buffer: folding rescales it.
+        threshold: Firing threshold theta > 0, in units of the membrane potential. A buffer, which folding rescales.
         detach_reset: Cut the gradient that flows through the reset.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +69,13 @@ class SpikingNetwork(nn.Module):
         return logits if per_step else logits.mean(0)
 
     def fold_time(self, x: Tensor) -> Tensor:
-        """What ``model`` is fed for ``x`` (as in ``forward``): [T*B, C, H, W], or [B, C, H, W] before a static prefix."""
+        """What ``model`` is fed for ``x`` (see ``forward``): [T*B, C, H, W], or [B, C, H, W] before a static prefix."""
         self._check(x)
         is_static = x.ndim == 4 and bool(self.encoders)
         for name in self.encoders:
             # Set at every call, as train() and eval() set a mode; it must outlast the call, because activation
             # checkpointing runs the layers again in the backward pass.
-            neuron = self.model.get_submodule(name)
+            neuron: Any = self.model.get_submodule(name)
             if neuron.static_input != is_static:
                 neuron.static_input = is_static
         if x.ndim == 5:

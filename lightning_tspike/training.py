@@ -26,17 +26,18 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint and its folded copy, and say where both are."""
-        export = next((c for c in self.trainer.callbacks if isinstance(c, FoldExport)), None)
-        checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        trainer: Any = self.trainer
+        export = next((c for c in trainer.callbacks if isinstance(c, FoldExport)), None)
+        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         folder = export.folders.get(Path(checkpoint)) if export else None
-        if not self.trainer.is_global_zero or folder is None:
+        if not trainer.is_global_zero or folder is None:
             return
         console = Console()
         console.print(f"checkpoint: {checkpoint}", f"folded:     {folder}", sep="\n", soft_wrap=True, highlight=False)
         if not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
             return
         self.datamodule.setup("test")
-        device = self.trainer.strategy.root_device
+        device = trainer.strategy.root_device
         unfolded = TernarySNNModule.load_from_checkpoint(checkpoint, map_location=device).network
         folded = read_folder(folder)[0].to(device)
         before = evaluate(unfolded, self._test_batches(), description="testing the unfolded network")
@@ -58,7 +59,9 @@ def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> N
         highlight=False,
         soft_wrap=True,
     )
-    table = Table("neuron layer", "positive", "negative", "all", title="firing rates of the folded network on the test set")
+    table = Table(
+        "neuron layer", "positive", "negative", "all", title="firing rates of the folded network on the test set"
+    )
     for name, rate in after.firing_rates.items():
         table.add_row(name, f"{rate.positive:.4f}", f"{rate.negative:.4f}", f"{rate.total:.4f}")
     console.print(table)
@@ -72,5 +75,7 @@ def run_training_cli(words: Sequence[str]) -> None:
         subclass_mode_data=True,
         trainer_defaults={"callbacks": [PredictionWriter()]},
         args=list(words),
-        parser_kwargs={"description": "Train, validate, test or predict with ternary-spike networks. See also: tspike zoo list"},
+        parser_kwargs={
+            "description": "Train, validate, test or predict with ternary-spike networks. See also: tspike zoo list"
+        },
     )

@@ -128,7 +128,10 @@ def test_wrong_number_of_frames() -> None:
         ({"backbone": "resnet18", "in_chans": 1.5}, r"in_chans .* 1\.5"),
         ({"backbone": "resnet18", "backbone_kwargs": {"widht": 3}}, "widht"),
         ({"backbone": "resnet18", "backbone_kwargs": {"act": nn.ReLU}}, "JSON"),
-        ({"backbone": "tspike_resnet_small", "backbone_kwargs": {"layers": [1], "widths": [8, 8]}}, "one number per stage"),
+        (
+            {"backbone": "tspike_resnet_small", "backbone_kwargs": {"layers": [1], "widths": [8, 8]}},
+            "one number per stage",
+        ),
     ],
 )
 def test_bad_configuration(config: dict[str, object], message: str) -> None:

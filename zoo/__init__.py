@@ -1,11 +1,11 @@
 """The model zoo: folded networks by name or from a folder.
 
-    from lightning_tspike import zoo
+from lightning_tspike import zoo
 
-    zoo.list()                         # names of all entries
-    zoo.info("tspike-digits")          # one entry: architecture, recipe, measured accuracy
-    zoo.load("tspike-digits")          # its network, folded, in eval mode
-    zoo.load("runs/digits/version_0/checkpoints/best.folded")
+zoo.list()                         # names of all entries
+zoo.info("tspike-digits")          # one entry: architecture, recipe, measured accuracy
+zoo.load("tspike-digits")          # its network, folded, in eval mode
+zoo.load("runs/digits/version_0/checkpoints/best.folded")
 """
 
 from __future__ import annotations

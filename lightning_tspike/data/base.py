@@ -59,17 +59,19 @@ class ClassificationDataModule(L.LightningDataModule):
         self.num_workers = num_workers
 
     def train_dataloader(self) -> DataLoader[Any]:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         sampler = EpochSampler(
             self.train_set,
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,
             seed=run_seed() or 0,
         )
-        sampler.set_epoch(trainer.current_epoch if trainer else 0)
+        # Worker processes start before Lightning tells the sampler which epoch a resumed run is in. (`current_epoch` is
+        # one behind where the checkpoint was saved at the very end of an epoch.)
+        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed if trainer else 0)
         return DataLoader(
             self.train_set,
-            self.batch_size,
+            batch_size=self.batch_size,
             sampler=sampler,
             generator=sampler.generator,
             num_workers=self.num_workers,
@@ -87,6 +89,5 @@ class ClassificationDataModule(L.LightningDataModule):
 
     def _in_order(self, dataset: Dataset[Any]) -> DataLoader[Any]:
         return DataLoader(
-            dataset, self.batch_size, num_workers=self.num_workers, pin_memory=torch.cuda.is_available()
+            dataset, batch_size=self.batch_size, num_workers=self.num_workers, pin_memory=torch.cuda.is_available()
         )
-

@@ -36,7 +36,7 @@ class ImageFolderDataModule(ClassificationDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters()
-        self.root, self.crop_pct = root, crop_pct
+        self.root, self.image_size, self.crop_pct = root, image_size, crop_pct
         self.preprocessing = {
             "input_size": [3, image_size, image_size],
             "mean": list(IMAGENET_DEFAULT_MEAN),
@@ -44,24 +44,22 @@ class ImageFolderDataModule(ClassificationDataModule):
         }
 
     def setup(self, stage: str) -> None:
-        self.train_set = self._read("train", is_training=True)
-        self.val_set = self.test_set = self._read("val", is_training=False)
-        if self.train_set.classes != self.val_set.classes:
-            differ = sorted(set(self.train_set.classes) ^ set(self.val_set.classes))
+        train, val = self._read("train", is_training=True), self._read("val", is_training=False)
+        if train.classes != val.classes:
+            differ = sorted(set(train.classes) ^ set(val.classes))
             raise ValueError(f"train and val in {self.root} have different classes, e.g. {differ[:5]}")
-        self.num_classes = len(self.train_set.classes)
+        self.train_set, self.val_set, self.test_set = train, val, val
+        self.num_classes = len(train.classes)
 
     def _read(self, split: str, *, is_training: bool) -> ImageFolder:
         folder = Path(self.root) / split
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder.resolve()} does not exist: expected images in {folder}/CLASS/*")
         transform = create_transform(
-            tuple(self.preprocessing["input_size"]),
+            self.image_size,
             is_training=is_training,
-            color_jitter=None,
+            color_jitter=0.0,
             crop_pct=self.crop_pct,
             interpolation="bilinear",
-            mean=tuple(self.preprocessing["mean"]),
-            std=tuple(self.preprocessing["std"]),
         )
         return ImageFolder(str(folder), transform=transform)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -66,7 +66,7 @@ class ImageDataModule(ClassificationDataModule):
                 self.source(self.root, train=is_train, download=True)
 
     def setup(self, stage: str) -> None:
-        channels, *size = self.preprocessing["input_size"]
+        _, *size = self.preprocessing["input_size"]
         normalize = [
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
@@ -84,7 +84,7 @@ class ImageDataModule(ClassificationDataModule):
         self.val_set = Subset(held_out, order[: self.val_images])
         self.test_set = self._read(False, v2.Compose(normalize))
 
-    def _read(self, is_train: bool, transform: Any) -> Dataset[Any]:
+    def _read(self, is_train: bool, transform: Any) -> datasets.VisionDataset:
         try:
             return self.source(self.root, train=is_train, transform=transform)
         except RuntimeError as error:

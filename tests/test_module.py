@@ -1,0 +1,174 @@
+"""Training by Lightning: what is learned, what is stored, what is refused, and that a resumed run is the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_tspike import TernarySNNModule
+from lightning_tspike.data import DigitsDataModule
+
+SMALL = {"backbone": "tspike_resnet_small", "num_classes": 10, "in_chans": 1, "timesteps": 2}
+TINY = SMALL | {"backbone_kwargs": {"layers": [1, 1], "widths": [4, 8]}}
+
+
+def trainer(folder: Path, **options: object) -> L.Trainer:
+    defaults = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return L.Trainer(default_root_dir=folder, **defaults | options)
+
+
+def test_learns_digits(tmp_path: Path) -> None:
+    L.seed_everything(1, verbose=False)
+    module, data = TernarySNNModule(**SMALL), DigitsDataModule()
+    run = trainer(tmp_path, max_epochs=3)
+    run.fit(module, data)
+    metrics = run.test(module, data, verbose=False)[0]
+    assert set(metrics) == {"test/loss", "test/acc1", "test/acc5"}
+    assert metrics["test/acc1"] > 0.9
+    amplitudes = [neuron.amplitude.item() for neuron in module.network.neurons().values()]
+    assert all(a > 0 for a in amplitudes)
+    assert max(abs(a - 1) for a in amplitudes) > 0.01
+
+
+def test_loads_from_checkpoint_without_arguments(tmp_path: Path) -> None:
+    module = TernarySNNModule(**TINY, amplitude="fixed", threshold=0.4)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=0)
+    run.fit(module, DigitsDataModule())
+    file = tmp_path / "one.ckpt"
+    run.save_checkpoint(file)
+    torch.load(file, weights_only=True)  # nothing but primitives and tensors inside
+    loaded = TernarySNNModule.load_from_checkpoint(file).eval()
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(loaded(x), module.eval()(x))
+    assert loaded.network.config == module.network.config
+
+
+def test_metrics_logged_equal_metrics_by_hand(tmp_path: Path) -> None:
+    module, data = TernarySNNModule(**TINY), DigitsDataModule(batch_size=50)
+    logged = trainer(tmp_path).test(module, data, verbose=False)[0]
+    batches = list(data.test_dataloader())
+    module.eval()
+    logits, labels = torch.cat([module(x) for x, _ in batches]), torch.cat([y for _, y in batches])
+    top5 = (logits.topk(5).indices == labels[:, None]).any(1)
+    assert len(labels) == 360
+    assert logged["test/acc1"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert logged["test/acc5"] == pytest.approx(top5.double().mean().item())
+    assert logged["test/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_weight_decay_spares_amplitudes_biases_and_norms(tmp_path: Path) -> None:
+    module = TernarySNNModule(**TINY, weight_decay=0.1, sched="none")
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=0)
+    run.fit(module, DigitsDataModule())
+    names = {id(p): name for name, p in module.named_parameters()}
+    groups = run.optimizers[0].param_groups
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
+    spared = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}
+    assert decayed | spared == set(names.values())
+    assert decayed == {name for name, p in module.named_parameters() if p.ndim > 1}
+    assert {"network.model.act1.raw_amplitude", "network.model.fc.bias", "network.model.bn1.weight"} <= spared
+
+
+def test_schedule_warms_up_and_decays_by_epoch(tmp_path: Path) -> None:
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    module = TernarySNNModule(**TINY, lr=0.1, warmup_epochs=2)
+    run = trainer(tmp_path, max_epochs=6, limit_train_batches=1, limit_val_batches=0, callbacks=[Watch()])
+    run.fit(module, DigitsDataModule())
+    assert seen[0] == pytest.approx(1e-5)
+    assert seen[0] < seen[1] < seen[2]
+    assert seen[2] > seen[3] > seen[4] > seen[5] > 0
+
+
+def test_schedule_needs_the_number_of_epochs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_epochs"):
+        trainer(tmp_path, max_steps=2, max_epochs=-1).fit(TernarySNNModule(**TINY), DigitsDataModule())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("when", ["after validation", "at the end of the training epoch"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, num_workers: int, when: str) -> None:
+    """Bit for bit: weights, BN statistics, momentum and schedule, with shuffling and random augmentation."""
+
+    def run(folder: Path, epochs_seen: int, resume: Path | None) -> dict[str, object]:
+        L.seed_everything(7, verbose=False)
+        torch.rand(11 if resume else 3)  # other random numbers were drawn before
+        keep = ModelCheckpoint(
+            folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=when != "after validation"
+        )
+        stop = [_StopAfter(epochs_seen)]
+        run = trainer(folder, max_epochs=4, limit_train_batches=6, limit_val_batches=2, callbacks=[keep, *stop])
+        module = TernarySNNModule(**TINY, lr=0.05, warmup_epochs=1)
+        run.fit(module, DigitsDataModule(batch_size=32, num_workers=num_workers), ckpt_path=resume)
+        checkpoint = torch.load(folder / f"epoch={epochs_seen - 1}.ckpt", weights_only=True)
+        return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"][0]}
+
+    whole = run(tmp_path / "whole", 4, None)
+    run(tmp_path / "first", 2, None)
+    resumed = run(tmp_path / "second", 4, tmp_path / "first" / "epoch=1.ckpt")
+
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+class _StopAfter(L.Callback):
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: object) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+def _loader(x: torch.Tensor, y: torch.Tensor) -> DataLoader:
+    return DataLoader(TensorDataset(x, y), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (
+            torch.full((4, 1, 8, 8), 0.1).index_fill(0, torch.tensor([2]), float("nan")),
+            torch.zeros(4),
+            r"NaN.*\[2\] of 4",
+        ),
+        (torch.full((4, 1, 8, 8), float("inf")), torch.zeros(4), "infinite"),
+        (torch.zeros(4, 3, 8, 8), torch.zeros(4), r"images \[B, 1, H, W\].*\(4, 3, 8, 8\)"),
+        (torch.zeros(4, 1, 8, 8), torch.full((4,), 10), "labels run from 10 to 10, expected 0 to 9"),
+        (torch.zeros(4, 1, 8, 8), torch.full((4,), -1), "labels run from -1"),
+    ],
+)
+def test_bad_batch(tmp_path: Path, x: torch.Tensor, y: torch.Tensor, message: str) -> None:
+    run = trainer(tmp_path, max_epochs=1)
+    with pytest.raises(ValueError, match=message):
+        run.fit(TernarySNNModule(**TINY), _loader(x, y.long()))
+
+
+def test_bad_batch_in_prediction(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        trainer(tmp_path).predict(TernarySNNModule(**TINY), DataLoader(torch.full((2, 1, 8, 8), float("nan"))))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"backbone": "resnet43"}, "did you mean .*resnet34"), ({"timesteps": 0}, "timesteps .* 0")],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TernarySNNModule(**options)
+
+
+def test_frames_train_too(tmp_path: Path) -> None:
+    module = TernarySNNModule(**TINY | {"num_classes": 3})
+    data = _loader(torch.randn(8, 2, 1, 8, 8), torch.randint(3, (8,)))
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, data)
+    assert run.global_step == 2
+    assert "val/acc5" not in run.validate(module, data, verbose=False)[0]  # with three classes it would say nothing
