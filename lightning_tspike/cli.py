@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +53,10 @@ def _zoo(words: Sequence[str]) -> None:
     list_parser = commands.add_parser("list", help="list the entries")
     list_parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. '*resnet*'")
     options = parser.parse_args(words)
-    table = Table("name", "architecture", "dataset", "T", "status", "test accuracy, folded", "recipe")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("name", "architecture", "dataset", "T", "status", "accuracy", "recipe"):
+        # in a narrow terminal other columns wrap: names are there to be copied
+        table.add_column(column, no_wrap=column in ("name", "recipe"), overflow="fold")
     for entry in map(zoo.info, zoo.list(options.pattern)):
         accuracy = entry.metrics.get("test/acc1")
         table.add_row(

@@ -78,6 +78,8 @@ def write_folder(path: str | Path, network: SpikingNetwork, *, preprocessing: Ma
         scratch.mkdir()
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file(weights, scratch / WEIGHTS, metadata={"format": "pt"})
+        # safetensors lets only the owner read its files; whoever may read the configuration may read the weights
+        (scratch / WEIGHTS).chmod((scratch / CONFIG).stat().st_mode)
         _replace(scratch, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

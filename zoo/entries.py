@@ -39,6 +39,17 @@ class ZooEntry:
 
 ENTRIES = (
     ZooEntry(
+        name="tspike-digits",
+        architecture="tspike_resnet_small",
+        dataset="scikit-learn digits",
+        timesteps=4,
+        status="trained",
+        recipe="digits",
+        source="package",
+        metrics={"test/acc1": 355 / 360},
+        measured_by="tspike fit --config digits",
+    ),
+    ZooEntry(
         name="tspike-resnet34-imagenet",
         architecture="resnet34",
         dataset="imagenet-1k",
