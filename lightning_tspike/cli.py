@@ -27,10 +27,11 @@ def main(args: Sequence[str] | None = None) -> None:
         if words[:1] == ["zoo"]:
             _zoo(words[1:])
         else:
-            words = _with_recipe_paths(words)
+            # LightningCLI reads the words here, and so does Lightning when it starts further processes.
+            sys.argv[1:] = _with_recipe_paths(words)
             from .training import run_training_cli  # imports torch and lightning
 
-            run_training_cli(words)
+            run_training_cli()
     except zoo.ZooError as error:
         sys.exit(f"tspike: {error}")
 
@@ -54,15 +55,12 @@ def _zoo(words: Sequence[str]) -> None:
     list_parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. '*resnet*'")
     options = parser.parse_args(words)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "architecture", "dataset", "T", "status", "accuracy", "recipe"):
-        # in a narrow terminal other columns wrap: names are there to be copied
-        table.add_column(column, no_wrap=column in ("name", "recipe"), overflow="fold")
+    for column in ("name", "T", "status", "test accuracy", "recipe"):
+        table.add_column(column, no_wrap=True)  # 80 characters are enough: names are there to be copied
     for entry in map(zoo.info, zoo.list(options.pattern)):
         accuracy = entry.metrics.get("test/acc1")
         table.add_row(
             entry.name,
-            entry.architecture,
-            entry.dataset,
             str(entry.timesteps),
             entry.status,
             "" if accuracy is None else f"{100 * accuracy:.2f} %",

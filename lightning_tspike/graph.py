@@ -227,7 +227,7 @@ class GaugeClasses:
             first = self.calls.setdefault(module, node)
             self._unite([first, node])
             self._unite([first.all_input_nodes[0], node.all_input_nodes[0]])
-        elif _is_join(node) and len(inputs) == _operands(node):
+        elif _is_join(node):
             self._unite([node, *inputs])
         elif _is_homogeneous(node, module) and inputs:
             self._unite([node, inputs[0]])
@@ -252,12 +252,12 @@ def _is_homogeneous(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _is_join(node: fx.Node) -> bool:
-    return (node.op == "call_function" and node.target in _JOINS) or (
+    """Whether a node adds up or concatenates tensors, and nothing else: a plain number has no gauge."""
+    is_join = (node.op == "call_function" and node.target in _JOINS) or (
         node.op == "call_method" and node.target in _JOIN_METHODS
     )
-
-
-def _operands(node: fx.Node) -> int:
-    """How many different tensors a sum or concatenation must have if no plain number is among its operands."""
-    operands = node.args[0] if isinstance(node.args[0], (list, tuple)) else node.args[:2]
-    return len(set(operands))
+    if not is_join or not node.args or not node.kwargs.keys() <= {"dim", "axis"}:
+        return False
+    first = node.args[0]
+    operands = first if isinstance(first, (list, tuple)) else node.args[:2]
+    return all(isinstance(operand, fx.Node) and isinstance(operand.meta["value"], Tensor) for operand in operands)

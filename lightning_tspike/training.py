@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class TrainingCLI(LightningCLI):
         if not trainer.is_global_zero or folder is None:
             return
         console = Console()
-        console.print(f"checkpoint: {checkpoint}", f"folded:     {folder}", sep="\n", soft_wrap=True, highlight=False)
+        console.out(f"checkpoint: {checkpoint}\nfolded:     {folder}", highlight=False)
         if not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
             return
         self.datamodule.setup("test")
@@ -47,17 +47,18 @@ class TrainingCLI(LightningCLI):
     def _test_batches(self) -> Iterable[Any]:
         """The test batches, as many as the trainer's limit_test_batches lets through."""
         loader, limit = self.datamodule.test_dataloader(), self.trainer.limit_test_batches
-        return loader if limit == 1.0 else list(islice(loader, int(limit if limit >= 1 else limit * len(loader))))
+        if isinstance(limit, float) and limit == 1:
+            return loader
+        return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
 
 
 def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> None:
     n = len(after.decisions)
     differ = int((before.decisions != after.decisions).sum())
-    console.print(
+    console.out(
         f"test accuracy: unfolded {100 * before.accuracy:.2f} %, folded {100 * after.accuracy:.2f} % "
         f"({n} images; decisions that differ: {differ})",
         highlight=False,
-        soft_wrap=True,
     )
     table = Table(
         "neuron layer", "positive", "negative", "all", title="firing rates of the folded network on the test set"
@@ -67,14 +68,13 @@ def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> N
     console.print(table)
 
 
-def run_training_cli(words: Sequence[str]) -> None:
-    """Run a training command given as words, e.g. ``["fit", "--config", "digits.yaml"]``."""
+def run_training_cli() -> None:
+    """Run the training command that ``sys.argv`` holds, e.g. ``tspike fit --config digits.yaml``."""
     TrainingCLI(
         TernarySNNModule,
         LightningDataModule,
         subclass_mode_data=True,
         trainer_defaults={"callbacks": [PredictionWriter()]},
-        args=list(words),
         parser_kwargs={
             "description": "Train, validate, test or predict with ternary-spike networks. See also: tspike zoo list"
         },

@@ -13,14 +13,20 @@ from lightning_tspike.fold import FoldError, fold, verify
 from lightning_tspike.neurons import TernaryLIF
 from lightning_tspike.ternarize import SpikingNetwork, ternarize
 
-BACKBONES = [("tspike_resnet_small", 32), ("resnet18", 64), ("resnet34", 64), ("vgg11_bn", 32), ("vgg16_bn", 32)]
+BACKBONES = {
+    "tspike_resnet_small": {},
+    "resnet18": {},
+    "resnet34": {},
+    "vgg11_bn": {"mlp_ratio": 0.05},  # a narrow head: the full one is tested with vgg16_bn
+    "vgg16_bn": {},
+}
 
 
-@pytest.mark.parametrize(("backbone", "size"), BACKBONES)
-def test_folded_equals_unfolded(lively: Callable[..., SpikingNetwork], backbone: str, size: int) -> None:
-    network = lively(backbone, num_classes=10, timesteps=3)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_folded_equals_unfolded(lively: Callable[..., SpikingNetwork], backbone: str) -> None:
+    network = lively(backbone, num_classes=10, timesteps=3, backbone_kwargs=BACKBONES[backbone])
     before = copy.deepcopy(network.state_dict())
-    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    x = torch.randn(2, 3, 48, 48, dtype=torch.float64)
     folded, report = fold(network, x)
 
     expected, got = network(x, per_step=True), folded(x, per_step=True)
@@ -126,6 +132,27 @@ def test_awkward_wiring_is_exact_or_named() -> None:
     assert report.deviation <= 1e-9
     assert {neuron.name for neuron in report.neurons if not neuron.folded} == {"act2", "act3", "act4"}
     assert folded.model.act1.raw_amplitude is None
+
+
+@pytest.mark.parametrize(
+    "shift", [lambda x: x + 0.3, lambda x: torch.add(x, other=0.3), lambda x: x.add(0.3), lambda x: 1 - x, torch.exp]
+)
+def test_operations_without_a_gauge_are_left_alone(shift: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+            self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = shift(self.act1(self.conv(3 * x)))
+            return self.fc(self.act2(x).mean((2, 3)))
+
+    network = ternarize(Shifted(), 2, input_size=(2, 6, 6)).double()
+    network.model.act1.raw_amplitude.data.fill_(0.7)
+    network.model.act2.raw_amplitude.data.fill_(1.6)
+    _, report = fold(network)
+    assert {neuron.name: neuron.folded for neuron in report.neurons} == {"act1": False, "act2": True}
 
 
 def test_verify_names_the_first_layer_that_deviates(lively: Callable[..., SpikingNetwork]) -> None:
