@@ -106,9 +106,9 @@ def test_membrane_histograms_equal_those_by_hand(tmp_path: Path) -> None:
             counts, edges = np.histogram(inside, 48, (-6, 6))
             logged = {event.step: event.histogram_value for event in tensorboard.Histograms(f"membrane/{name}")}[step]
             # histc rounds in float32: values next to an edge may be counted on its other side
-            beside = (np.abs(inside[:, None] - edges).min(1) < 1e-5).sum()
+            beside = (np.abs(inside[:, None] - edges[1:-1]).min(1) < 1e-5).sum()
             assert np.abs(np.array(logged.bucket) - counts).sum() <= 2 * beside
-            assert beside < 20
+            assert beside <= 0.01 * inside.size
             assert logged.bucket_limit == pytest.approx(edges[1:])
             assert logged.num == u.numel()
 
