@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["SpikingNetwork", "TernaryLIF", "TernarySNNModule", "callbacks", "data", "models", "zoo"]
 
 __version__ = version("lightning-tspike")
+
+# In a checkout the folders callbacks/ and zoo/ lie beside this one; installed, they are inside it. Python started in a
+# checkout finds the checkout first, so it must work from there too, however the package was installed.
+_here = Path(__file__).parent
+if not (_here / "zoo").is_dir():
+    __path__.append(str(_here.parent))
 
 _FILES = {"SpikingNetwork": "ternarize", "TernaryLIF": "neurons", "TernarySNNModule": "module"}
 
