@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from ..fold import fold
+from ..fold import FoldError, fold
 from ..folder import write_folder
 from ..models import NetworkConfig, create_network
 from ._common import network_of
@@ -38,7 +39,9 @@ class FoldExport(Callback):
         MisconfigurationException: The trainer has no ModelCheckpoint, the module has no spiking network in
             ``network`` or one that no name can rebuild, or the strategy shards the weights over processes, so that no
             checkpoint file has them all.
-        FoldError: A network cannot be folded, or its folded copy deviates.
+
+    Warns:
+        A checkpoint cannot be folded (its weights are not finite, say) or the copy not be written; training goes on.
 
     Attributes:
         folders: Folded folder by checkpoint path, of the checkpoints that exist now.
@@ -87,11 +90,20 @@ class FoldExport(Callback):
         for checkpoint in _kept_checkpoints(trainer):
             changed = checkpoint.stat().st_mtime_ns
             if self._seen.get(checkpoint) != changed:
-                self._export(checkpoint, trainer)
                 self._seen[checkpoint] = changed
-        for checkpoint in [c for c in self.folders if not c.exists()]:
-            shutil.rmtree(self.folders.pop(checkpoint), ignore_errors=True)
+                try:
+                    self._export(checkpoint, trainer)
+                except (FoldError, OSError) as error:
+                    # Not worth losing a training run: the checkpoint is safe, and can be folded later.
+                    self._drop(checkpoint)
+                    rank_zero_warn(f"no folded copy of {checkpoint}, training goes on: {error}")
+        for checkpoint in [c for c in self._seen if not c.exists()]:
             del self._seen[checkpoint]
+            self._drop(checkpoint)
+
+    def _drop(self, checkpoint: Path) -> None:
+        if folder := self.folders.pop(checkpoint, None):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _export(self, checkpoint: Path, trainer: Trainer) -> None:
         if checkpoint.is_dir():

@@ -27,8 +27,7 @@ A neuron whose class must have g = 1, or shares its class with another amplitude
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -154,10 +153,8 @@ def verify(network: SpikingNetwork, folded: SpikingNetwork, example: Tensor, *, 
     deviation = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-300)).item()
     if deviation <= tolerance:
         return deviation
-    with _record(network, network.neurons()) as before, _record(folded, folded.neurons()) as after, torch.no_grad():
-        network(example)
-        folded(example)
-    differs = (name for name in before if not torch.equal(before[name][1].sign(), after[name][1].sign()))
+    before, after = _spike_signs(network, example), _spike_signs(folded, example)
+    differs = (name for name in before if not torch.equal(before[name], after[name]))
     raise FoldError(
         f"folded and unfolded logits deviate by {deviation:.1e} of the greatest logit (allowed: {tolerance:.0e}); "
         f"first layer that deviates: {next(differs, 'the classifier')}"
@@ -208,28 +205,39 @@ def _gauge(classes: GaugeClasses, node: fx.Node) -> float:
 
 def _layer_inputs(folded: SpikingNetwork, example: Tensor) -> list[LayerInput]:
     """Look at what reaches each weighted layer, on a batch."""
-    layers = [name for name, module in folded.model.named_modules() if isinstance(module, WEIGHTED)]
-    with _record(folded, layers) as seen, torch.no_grad():
-        folded(example)
-    inputs = []
-    for name, (x, _) in seen.items():
+    seen: dict[str, LayerInput] = {}
+
+    def look(name: str, x: Tensor, _output: Tensor) -> None:
         largest = x.abs().max().item()
         is_integer = torch.equal(x, x.round())
-        inputs.append(LayerInput(name, "real" if not is_integer else "ternary" if largest <= 1 else "integer", largest))
-    return inputs
+        seen[name] = LayerInput(name, "real" if not is_integer else "ternary" if largest <= 1 else "integer", largest)
+
+    _run_hooked(folded, example, WEIGHTED, look)
+    return list(seen.values())
 
 
-@contextmanager
-def _record(network: SpikingNetwork, modules: Iterable[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """While it lasts, keep (input, output) of the last call of each named module, in the order of execution."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+def _spike_signs(network: SpikingNetwork, example: Tensor) -> dict[str, Tensor]:
+    """Sign of every spike, by neuron layer in the order of execution."""
+    signs: dict[str, Tensor] = {}
+    _run_hooked(network, example, (TernaryLIF,), lambda name, _x, spikes: signs.update({name: spikes.sign().char()}))
+    return signs
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _module, args, output: seen.__setitem__(name, (args[0], output))
 
-    handles = [network.model.get_submodule(name).register_forward_hook(keep(name)) for name in modules]
+def _run_hooked(
+    network: SpikingNetwork,
+    example: Tensor,
+    kinds: tuple[type[nn.Module], ...],
+    look: Callable[[str, Tensor, Tensor], None],
+) -> None:
+    """Run the network on an example and show each call of such a layer to ``look``: its name, input and output."""
+    handles = [
+        module.register_forward_hook(lambda _m, args, output, name=name: look(name, args[0], output))
+        for name, module in network.model.named_modules()
+        if isinstance(module, kinds)
+    ]
     try:
-        yield seen
+        with torch.no_grad():
+            network(example)
     finally:
         for handle in handles:
             handle.remove()

@@ -95,8 +95,6 @@ class _ExampleTracer(fx.Tracer):
             case "call_method":
                 return getattr(args[0], target)(*args[1:], **kwargs)
             case "call_function":
-                # in-place operators get a copy: the values of earlier nodes are looked at later
-                args = tuple(a.clone() if isinstance(a, Tensor) and _writes(target) else a for a in args)
                 return target(*args, **kwargs)
         return None
 
@@ -113,10 +111,6 @@ class _ExampleTracer(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         return iter([operator.getitem(obj, i) for i in range(len(obj.node.meta["value"]))])
-
-
-def _writes(function: Any) -> bool:
-    return function in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 def trace(model: nn.Module, example: Tensor) -> fx.Graph:

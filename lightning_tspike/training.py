@@ -30,11 +30,13 @@ class TrainingCLI(LightningCLI):
         export = next((c for c in trainer.callbacks if isinstance(c, FoldExport)), None)
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         folder = export.folders.get(Path(checkpoint)) if export else None
-        if not trainer.is_global_zero or folder is None:
+        if not trainer.is_global_zero or not checkpoint:
             return
         console = Console()
-        console.out(f"checkpoint: {checkpoint}\nfolded:     {folder}", highlight=False)
-        if not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
+        console.out(
+            f"checkpoint: {checkpoint}\nfolded:     {folder or 'none (no FoldExport, or it warned)'}", highlight=False
+        )
+        if folder is None or not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
             return
         self.datamodule.setup("test")
         device = trainer.strategy.root_device

@@ -180,6 +180,23 @@ def test_checkpoints_between_validations(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("*.folded")) == ["step=2.folded", "step=4.folded"]
 
 
+class _Spoil(L.Callback):
+    """Makes the weights useless in the second epoch."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: TernarySNNModule) -> None:
+        if trainer.current_epoch == 1:
+            pl_module.network.model.fc.weight.data.fill_(float("nan"))
+
+
+def test_a_checkpoint_that_cannot_be_folded_does_not_end_the_training(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    keep = ModelCheckpoint(folder, "best", save_last=True, save_on_train_epoch_end=True)
+    with pytest.warns(UserWarning, match=r"no folded copy of .*last\.ckpt, training goes on: .*not finite"):
+        trainer, _ = fit(tmp_path, [_Spoil(), keep, FoldExport()], max_epochs=3, limit_val_batches=0)
+    assert trainer.current_epoch == 3
+    assert not list(folder.glob("*.folded"))  # that of the first epoch went with its weights
+
+
 class _OwnModule(TernarySNNModule):
     def __init__(self) -> None:
         super().__init__(**TINY)

@@ -75,6 +75,9 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
         zoo.load(tmp_path / "nowhere")
     with pytest.raises(FolderError, match=r"config\.json is missing"):
         zoo.load(tmp_path)
+    (tmp_path / "best.ckpt").touch()
+    with pytest.raises(zoo.ZooError, match=r"best\.ckpt is a file"):
+        zoo.load(tmp_path / "best.ckpt")
 
 
 def test_every_recipe_of_an_entry_exists() -> None:

@@ -70,6 +70,8 @@ def load(name_or_path: str | os.PathLike[str]) -> SpikingNetwork:
     if name not in list():
         if Path(name).is_dir():
             return read_folder(name)[0]
+        if Path(name).is_file():
+            raise ZooError(f"{name} is a file; load the folder that holds the folded network, such as NAME.folded")
         if os.sep in name:
             raise ZooError(f"there is no folder {Path(name).resolve()}")
     entry = info(name)
