@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,17 +31,6 @@ def test_digits_are_scikit_learns() -> None:
     assert label == digits.target[index]
     expected = (torch.tensor(digits.images[index] / 16).float() - 0.3053) / 0.3760
     torch.testing.assert_close(image, expected[None])
-
-
-def test_digits_without_scikit_learn() -> None:
-    code = """
-import sys
-sys.modules["sklearn"] = None
-from lightning_tspike.data import DigitsDataModule
-DigitsDataModule().setup("fit")
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'lightning-tspike[demo]'" in result.stderr
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -23,9 +23,6 @@ class DigitsDataModule(ClassificationDataModule):
     Args:
         batch_size: Images per batch on each device.
         num_workers: Loader processes on each device; 0 loads in the training process.
-
-    Raises:
-        ModuleNotFoundError: In ``setup``, if scikit-learn is not installed.
     """
 
     num_classes = 10
@@ -37,12 +34,8 @@ class DigitsDataModule(ClassificationDataModule):
         self.preprocessing = {"input_size": [1, 8, 8], "mean": [0.3053], "std": [0.3760]}
 
     def setup(self, stage: str) -> None:
-        try:
-            from sklearn.datasets import load_digits
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "the digits come with scikit-learn, which is not installed: pip install 'lightning-tspike[demo]'"
-            ) from error
+        from sklearn.datasets import load_digits  # here, because only the digits need it
+
         digits = load_digits()
         images = torch.from_numpy(digits.images).float().div(16).unsqueeze(1)  # [1797, 1, 8, 8] in [0, 1]
         labels = digits.target.tolist()
