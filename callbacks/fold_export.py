@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from ._common import network_of
 __all__ = ["FoldExport"]
 
 log = logging.getLogger(__name__)
+
+# What can go wrong with reading, folding or writing one checkpoint. Wrong settings (Misconfiguration) still end a run.
+_NOT_FATAL = (FoldError, OSError, RuntimeError, KeyError, ValueError, UnpicklingError)
 
 
 class FoldExport(Callback):
@@ -93,7 +97,7 @@ class FoldExport(Callback):
                 self._seen[checkpoint] = changed
                 try:
                     self._export(checkpoint, trainer)
-                except (FoldError, OSError) as error:
+                except _NOT_FATAL as error:
                     # Not worth losing a training run: the checkpoint is safe, and can be folded later.
                     self._drop(checkpoint)
                     rank_zero_warn(f"no folded copy of {checkpoint}, training goes on: {error}")

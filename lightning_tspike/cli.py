@@ -41,7 +41,7 @@ def _with_recipe_paths(words: Sequence[str]) -> list[str]:
     paths, is_config = [], False
     for word in words:
         prefix, value = ("--config=", word[len("--config=") :]) if word.startswith("--config=") else ("", word)
-        if (prefix or is_config) and not Path(value).exists() and Path(value).name == value and not Path(value).suffix:
+        if (prefix or is_config) and not Path(value).is_file() and Path(value).name == value and not Path(value).suffix:
             value = str(zoo.recipe_path(value))
         paths.append(prefix + value)
         is_config = word in ("--config", "-c")

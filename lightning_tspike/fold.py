@@ -103,7 +103,8 @@ def fold(network: SpikingNetwork, example: Tensor | None = None) -> tuple[Spikin
     Args:
         network: From :func:`lightning_tspike.ternarize`; it is left as it is.
         example: Images [B, C, H, W] or frames [B, T, C, H, W] to verify on. By default two images of standard normal
-            noise, of the network's ``input_size``.
+            noise, of the network's ``input_size``. Where a model's Python code takes another path for other image
+            sizes, the path that the example takes is the one that is folded and verified.
 
     Returns:
         The folded network, a copy in eval mode on the same device and in the same dtype, and the report. All of the
@@ -203,6 +204,9 @@ def _gauge(classes: GaugeClasses, node: fx.Node) -> float:
     return amplitudes.pop() if len(amplitudes) == 1 and not classes.is_pinned(node) else 1.0
 
 
+_HOLDS: tuple[Literal["ternary", "integer", "real"], ...] = ("ternary", "integer", "real")
+
+
 def _layer_inputs(folded: SpikingNetwork, example: Tensor) -> list[LayerInput]:
     """Look at what reaches each weighted layer, on a batch."""
     seen: dict[str, LayerInput] = {}
@@ -210,7 +214,13 @@ def _layer_inputs(folded: SpikingNetwork, example: Tensor) -> list[LayerInput]:
     def look(name: str, x: Tensor, _output: Tensor) -> None:
         largest = x.abs().max().item()
         is_integer = torch.equal(x, x.round())
-        seen[name] = LayerInput(name, "real" if not is_integer else "ternary" if largest <= 1 else "integer", largest)
+        holds: Literal["ternary", "integer", "real"] = (
+            "real" if not is_integer else "ternary" if largest <= 1 else "integer"
+        )
+        if name in seen:  # called at several places: the least favourable input counts
+            holds = max(holds, seen[name].holds, key=_HOLDS.index)
+            largest = max(largest, seen[name].largest)
+        seen[name] = LayerInput(name, holds, largest)
 
     _run_hooked(folded, example, WEIGHTED, look)
     return list(seen.values())

@@ -47,7 +47,7 @@ def write_folder(path: str | Path, network: SpikingNetwork, *, preprocessing: Ma
     """Write a network to a folder, whole or not at all: all is written under another name first, then renamed.
 
     Args:
-        path: The folder. One that is there already is replaced.
+        path: The folder. A network's folder that is there already is replaced.
         network: Built by :func:`lightning_tspike.models.create_network`, or a folded copy of such a one.
         preprocessing: ``input_size``, ``mean`` and ``std`` of the images, as a datamodule's ``preprocessing`` has them.
 
@@ -56,6 +56,7 @@ def write_folder(path: str | Path, network: SpikingNetwork, *, preprocessing: Ma
 
     Raises:
         ValueError: The network was made by ``ternarize`` from a model of your own, so no name can rebuild it.
+        FileExistsError: Something else than a network's folder is at ``path``.
         OSError: The folder cannot be written; what was at ``path`` is as it was.
     """
     if network.config is None:
@@ -63,7 +64,9 @@ def write_folder(path: str | Path, network: SpikingNetwork, *, preprocessing: Ma
             "this network was ternarized from a model without a name, so a folder could not rebuild it; "
             "register the model with timm and build it by lightning_tspike.models.create_network"
         )
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} is there and is no folder of a network: it is not replaced; choose another name")
     config = {
         "schema_version": SCHEMA_VERSION,
         "library_version": version("lightning-tspike"),
@@ -93,8 +96,12 @@ def _replace(new: Path, path: Path) -> None:
         return
     old = new.with_name(new.name + ".old")
     os.rename(path, old)
-    os.rename(new, path)
-    shutil.rmtree(old)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_folder(path: str | Path) -> tuple[SpikingNetwork, dict[str, Any]]:
@@ -126,7 +133,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FolderError(f"{file} is not valid JSON ({error}); export or download the folder again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("schema_version"), int):
+    if not isinstance(config, dict) or type(config.get("schema_version")) is not int or config["schema_version"] < 1:
         raise FolderError(f"{file} has no whole number 'schema_version': it was not written by lightning-tspike")
     if config["schema_version"] > SCHEMA_VERSION:
         raise FolderError(
@@ -151,7 +158,7 @@ def _build(config: dict[str, Any], file: Path) -> SpikingNetwork:
         raise FolderError(f"{file} describes no network that can be built: {error}") from error
     neurons: dict[str, TernaryLIF] = network.neurons()
     for name in config["amplitudes"]:
-        if name not in neurons:
+        if not isinstance(name, str) or name not in neurons:
             raise FolderError(f"{file}: 'amplitudes' names {name!r}, which is no neuron of {network.config.backbone}")
         neurons[name].raw_amplitude = nn.Parameter(torch.ones(()))
     return network
@@ -178,6 +185,10 @@ def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], path
             problems.append(f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(expected[name].shape)}")
         elif weights[name].is_floating_point() and not weights[name].isfinite().all():
             problems.append(f"{name} holds NaN or infinite values")
+        elif weights[name].is_floating_point() != expected[name].is_floating_point():
+            problems.append(f"{name} has type {weights[name].dtype}, expected {expected[name].dtype}")
+        elif name.endswith(".threshold") and not (weights[name] > 0).all():
+            problems.append(f"{name} is {weights[name].tolist()}, expected a number above 0")
     if problems:
         raise FolderError(
             f"{path / WEIGHTS} does not fit {path / CONFIG}: {'; '.join(problems)}; export or download the folder again"

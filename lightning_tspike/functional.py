@@ -108,8 +108,8 @@ class _TernarySpikes(torch.autograd.Function):
     ) -> Tensor:
         membranes, spikes = _integrate_and_fire(x, timesteps, decay, threshold)
         ctx.save_for_backward(membranes, torch.as_tensor(threshold, dtype=membranes.dtype, device=x.device))
-        ctx.decay, ctx.detach_reset = decay, detach_reset
-        return spikes.flatten(0, 1).to(x.dtype)
+        ctx.decay, ctx.detach_reset, ctx.dtype = decay, detach_reset, x.dtype
+        return spikes.flatten(0, 1)  # not yet in half precision: the gradient of the amplitude is summed over them
 
     @staticmethod
     @once_differentiable
@@ -131,7 +131,7 @@ class _TernarySpikes(torch.autograd.Function):
                     through = through - u * spike * surrogate
                 grad_u = grad_u + ctx.decay * grad_next * through
             grad_x[t] = grad_next = grad_u  # dL/dx_t = dL/du_t
-        return grad_x.flatten(0, 1).to(grad_spikes.dtype), None, None, None, None
+        return grad_x.flatten(0, 1).to(ctx.dtype), None, None, None, None
 
 
 def _split_time(x: Tensor, timesteps: int) -> Tensor:

@@ -7,6 +7,7 @@ finds which tensors must have the same one, and which must keep g = 1; it change
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from .neurons import TernaryLIF
 __all__ = ["GaugeClasses", "TraceError", "static_encoders", "trace"]
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 # Positively homogeneous: f(g * x) = g * f(x) for g > 0, so the gauge passes through.
 _HOMOGENEOUS_MODULES = (
@@ -180,6 +181,7 @@ class GaugeClasses:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._parent: dict[fx.Node, fx.Node] = {}
         self._pinned: set[fx.Node] = set()
+        self._owners = Counter(p for m in model.modules() for p in m.parameters(recurse=False))
         self.calls: dict[nn.Module, fx.Node] = {}  # first call of each module, in the order of execution
         for node in graph.nodes:
             self._add(node)
@@ -202,6 +204,18 @@ class GaugeClasses:
     def module_of(self, node: fx.Node) -> nn.Module | None:
         return self._modules[node.target] if node.op == "call_module" else None
 
+    def _absorbs(self, module: nn.Module) -> bool:
+        """Whether a layer has numbers of its own, used by no other layer, to take up the gauges of both its sides."""
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, TernaryLIF):
+            return True
+        if any(self._owners[parameter] > 1 for parameter in own.values()):
+            return False
+        if isinstance(module, NORMS):
+            has_statistics = module.running_mean is not None and module.running_var is not None
+            return has_statistics and ("weight" in own) == bool(module.affine)
+        return isinstance(module, WEIGHTED) and "weight" in own  # a parametrized weight is computed, not stored
+
     def _unite(self, nodes: Iterable[fx.Node]) -> None:
         first, *rest = nodes
         for node in rest:
@@ -215,7 +229,7 @@ class GaugeClasses:
             return
         inputs = [n for n in node.all_input_nodes if isinstance(n.meta["value"], Tensor)]
         module = self.module_of(node)
-        if module is not None and _absorbs(module):
+        if module is not None and self._absorbs(module):
             # The layer's own numbers absorb the gauges of both sides. Called at several places it has only one set
             # of them, so all its inputs share a gauge, and all its outputs.
             first = self.calls.setdefault(module, node)
@@ -228,13 +242,6 @@ class GaugeClasses:
             self._pinned.update(inputs[1:])
         else:
             self._pinned.update([node, *inputs])
-
-
-def _absorbs(module: nn.Module) -> bool:
-    """Whether a layer has numbers of its own to take up the gauges of its input and its output."""
-    return isinstance(module, (TernaryLIF, *WEIGHTED)) or (
-        isinstance(module, NORMS) and module.running_mean is not None and module.running_var is not None
-    )
 
 
 def _is_homogeneous(node: fx.Node, module: nn.Module | None) -> bool:

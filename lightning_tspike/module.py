@@ -147,6 +147,10 @@ class TernarySNNModule(L.LightningModule):
         )
         if hp["sched"] == "none":
             return optimizer
+        if hp["sched"] == "plateau":
+            raise ValueError(
+                "sched='plateau' is not supported: it would need a metric to watch; use 'cosine' or 'step'"
+            )
         if self.trainer.max_epochs is None or self.trainer.max_epochs < 1:
             raise ValueError(
                 f"the schedule {hp['sched']!r} must know how many epochs there will be: set the trainer's max_epochs "

@@ -31,8 +31,8 @@ class TernaryLIF(nn.Module):
         ValueError: An argument is outside its range; the message names it.
 
     Attributes:
-        raw_amplitude: The learned parameter, shape [], or None; the amplitude is its absolute value, so that it stays
-            positive whatever the optimizer does. (A sign would say nothing new: the neuron is odd in its input.)
+        raw_amplitude: The learned parameter, shape [], or None; the amplitude is its absolute value, so that it never
+            gets negative, whatever the optimizer does. (A sign would say nothing new: the neuron is odd in its input.)
         threshold: Buffer, shape [].
         static_input: True where the input is [B, ...], the same at every time step (set by :class:`SpikingNetwork` on
             the first neurons behind a still image); the neuron then repeats it T times.
@@ -71,7 +71,10 @@ class TernaryLIF(nn.Module):
     @property
     def amplitude(self) -> Tensor | float:
         """Spike amplitude a: a tensor of shape [] that carries a gradient where it is learned, else 1.0."""
-        return 1.0 if self.raw_amplitude is None else self.raw_amplitude.abs()
+        if self.raw_amplitude is None:
+            return 1.0
+        # abs(), but with a gradient at 0, where an optimizer could otherwise never leave
+        return torch.where(self.raw_amplitude < 0, -self.raw_amplitude, self.raw_amplitude)
 
     def forward(self, x: Tensor) -> Tensor:
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""

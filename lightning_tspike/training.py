@@ -24,6 +24,11 @@ __all__ = ["run_training_cli"]
 class TrainingCLI(LightningCLI):
     """LightningCLI for TernarySNNModule and any datamodule; its own part is the summary after ``fit``."""
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse to measure or use a network with random weights."""
+        if self.subcommand != "fit" and not self.config[self.subcommand].ckpt_path:
+            self.parser.error(f"tspike {self.subcommand} needs trained weights: --ckpt_path=PATH of a checkpoint")
+
     def after_fit(self) -> None:
         """Test the best checkpoint and its folded copy, and say where both are."""
         trainer: Any = self.trainer
@@ -36,7 +41,8 @@ class TrainingCLI(LightningCLI):
         console.out(
             f"checkpoint: {checkpoint}\nfolded:     {folder or 'none (no FoldExport, or it warned)'}", highlight=False
         )
-        if folder is None or not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
+        has_no_test = trainer.limit_test_batches == 0
+        if folder is None or has_no_test or not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
             return
         self.datamodule.setup("test")
         device = trainer.strategy.root_device

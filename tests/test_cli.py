@@ -74,6 +74,7 @@ def test_smoke_run_without_checkpoints(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["fit", "--config", "digit"], "there is no recipe 'digit'; did you mean 'digits'"),
+        (["test", "--config", "digits"], "needs trained weights: --ckpt_path"),
         (["fit", "--config", "digits", "--model.backbone=resnet43"], "did you mean .*resnet34"),
         (["fit", "--config", "digits", "--model.timesteps=0"], "timesteps must be a whole number of at least 1, got 0"),
         (["fit", "--config", "fashion_mnist", "--data.root=nowhere"], "train-images-idx3-ubyte"),

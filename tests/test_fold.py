@@ -155,6 +155,35 @@ def test_operations_without_a_gauge_are_left_alone(shift: Callable[[torch.Tensor
     assert {neuron.name: neuron.folded for neuron in report.neurons} == {"act1": False, "act2": True}
 
 
+class _SharedWeight(nn.Module):
+    """Two convolutions with one weight, and one convolution called on the image and on spikes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.conv3.weight = self.conv2.weight
+        self.act1, self.act2, self.act3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act2(self.conv2(self.conv1(self.act1(self.conv1(x)))))
+        return self.fc(self.act3(self.conv3(x)).mean((2, 3)))
+
+
+def test_shared_weights_are_left_alone_and_the_worst_input_counts() -> None:
+    network = ternarize(_SharedWeight(), 2, input_size=(3, 8, 8)).double()
+    for i, neuron in enumerate(network.neurons().values()):
+        neuron.raw_amplitude.data.fill_(0.6 + 0.3 * i)
+    _, report = fold(network)
+    assert {n.name: n.folded for n in report.neurons}["act2"] is False  # conv3 reads it, and shares its weight
+    assert next(layer.holds for layer in report.layers if layer.name == "conv1") == "real"
+
+
+def test_synchronised_batch_norm_folds(lively: Callable[..., SpikingNetwork]) -> None:
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(lively("tspike_resnet_small"))
+    assert all(neuron.folded for neuron in fold(network)[1].neurons)
+
+
 def test_verify_names_the_first_layer_that_deviates(lively: Callable[..., SpikingNetwork]) -> None:
     network = lively("tspike_resnet_small")
     folded, _ = fold(network)

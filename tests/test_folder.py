@@ -66,6 +66,19 @@ def test_a_write_that_fails_leaves_what_was_there(folder: Path) -> None:
     assert [p.name for p in folder.parent.iterdir()] == ["net"]
 
 
+def test_only_a_networks_folder_is_replaced(tmp_path: Path) -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small"))
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "main.py").write_text("work")
+    (tmp_path / "file").write_text("work")
+    for name in ("project", "file"):
+        with pytest.raises(FileExistsError, match="is not replaced"):
+            write_folder(tmp_path / name, network)
+    assert (tmp_path / "project" / "main.py").read_text() == (tmp_path / "file").read_text() == "work"
+    (tmp_path / "empty").mkdir()
+    assert read_folder(write_folder(tmp_path / "empty", network))
+
+
 def test_network_without_a_name(tmp_path: Path) -> None:
     network = ternarize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), 2)
     with pytest.raises(ValueError, match="register the model with timm"):
@@ -102,6 +115,12 @@ def test_config_that_is_not_understood(folder: Path, text: str, message: str) ->
         ({"backbone": "hf-hub:evil/model"}, "unknown backbone"),
         ({"backbone": "resnet18", "timesteps": 0}, "timesteps"),
         ({"backbone": "resnet18", "surprise": 1}, r"unknown entries \['surprise'\]"),
+        ({"backbone": 5}, "backbone must be the name"),
+        ({"backbone": "resnet18", "decay": "x"}, "decay must be a number"),
+        ({"backbone": "resnet18", "amplitude": "zz"}, "amplitude must be"),
+        ({"backbone": "resnet18", "detach_reset": "no"}, "detach_reset must be"),
+        ({"backbone": "resnet18", "backbone_kwargs": {"pretrained": True}}, r"must not hold \['pretrained'\]"),
+        ({"backbone": "resnet18", "backbone_kwargs": {"checkpoint_path": "/x"}}, "load weights from elsewhere"),
     ],
 )
 def test_network_that_cannot_be_built(folder: Path, network: dict[str, object], message: str) -> None:
@@ -128,6 +147,10 @@ def _reshape(weights: dict[str, torch.Tensor]) -> None:
     weights["fc.bias"] = torch.zeros(6)
 
 
+def _negate(weights: dict[str, torch.Tensor]) -> None:
+    weights["act1.threshold"] *= -1
+
+
 def _spoil(weights: dict[str, torch.Tensor]) -> None:
     weights["fc.bias"][0] = float("nan")
 
@@ -139,6 +162,7 @@ def _spoil(weights: dict[str, torch.Tensor]) -> None:
         (_add, r"does not have \['act1\.raw_amplitude'\]"),
         (_reshape, r"fc\.bias has shape \(6,\), expected \(5,\)"),
         (_spoil, r"fc\.bias holds NaN"),
+        (_negate, r"act1\.threshold is -0\.5, expected a number above 0"),
     ],
 )
 def test_weights_that_do_not_fit(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], message: str) -> None:

@@ -100,6 +100,13 @@ def test_half_precision_integrates_in_single(dtype: torch.dtype) -> None:
     assert x.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradient_of_the_amplitude_is_summed_in_single_precision(dtype: torch.dtype) -> None:
+    amplitude = torch.tensor(1.0, requires_grad=True)
+    ternary_lif(torch.ones(100_001, dtype=dtype), 1, amplitude).backward(torch.ones(100_001, dtype=dtype))
+    assert amplitude.grad.item() == 100_001  # more than float16 can hold, finer than bfloat16 can tell
+
+
 def test_nan_never_fires_and_infinity_does() -> None:
     x = torch.tensor([float("nan"), float("inf"), -float("inf")])
     assert ternary_lif(x, 1).tolist() == [0, 1, -1]

@@ -31,15 +31,22 @@ def test_no_state_between_calls() -> None:
         assert torch.equal(copied(x), first)
 
 
-def test_amplitude_stays_positive_and_learns() -> None:
+def test_amplitude_never_gets_negative_and_learns() -> None:
     neuron = TernaryLIF(1)
     optimizer = torch.optim.SGD(neuron.parameters(), lr=1.5)
     for _ in range(5):
         optimizer.zero_grad()
         neuron(torch.ones(4)).sum().backward()  # wants the amplitude as small as it can get
         optimizer.step()
-        assert neuron.amplitude > 0
+        assert neuron.amplitude >= 0
     assert neuron.raw_amplitude != 1
+
+
+def test_amplitude_leaves_zero_again() -> None:
+    neuron = TernaryLIF(1)
+    neuron.raw_amplitude.data.zero_()
+    (-neuron(torch.ones(4)).sum()).backward()
+    assert neuron.raw_amplitude.grad == -4
 
 
 def test_fixed_amplitude_has_no_parameter() -> None:

@@ -16,6 +16,9 @@ from ..ternarize import SpikingNetwork, ternarize
 __all__ = ["NetworkConfig", "create_network"]
 
 
+_BARRED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """All that determines a spiking network but its weights. Every value is a primitive that JSON can hold.
@@ -47,6 +50,18 @@ class NetworkConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        if not isinstance(self.backbone, str):
+            raise ValueError(f"backbone must be the name of a timm model, got {self.backbone!r}")
+        if self.amplitude not in ("layer", "fixed"):
+            raise ValueError(f"amplitude must be 'layer' (learned) or 'fixed' (always 1), got {self.amplitude!r}")
+        for name in ("decay", "threshold"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), (int, float)):
+                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if not isinstance(self.detach_reset, bool):
+            raise ValueError(f"detach_reset must be true or false, got {self.detach_reset!r}")
+        # These would make a checkpoint or a config.json fetch or open other files.
+        if barred := sorted(_BARRED & set(self.backbone_kwargs)):
+            raise ValueError(f"backbone_kwargs must not hold {barred}: they load weights from elsewhere")
         try:
             json.dumps(self.backbone_kwargs)
         except TypeError as error:
