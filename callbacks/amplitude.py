@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
@@ -48,7 +49,7 @@ class AmplitudeLogger(Callback):
             return
         self._last_step = trainer.global_step
         amplitudes = {
-            f"amplitude/{name}": float(neuron.raw_amplitude.detach().abs())
+            f"amplitude/{name}": torch.as_tensor(neuron.amplitude).item()
             for name, neuron in network_of(pl_module, self).neurons().items()
             if neuron.raw_amplitude is not None
         }

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from ..fold import FoldError, fold
+from ..fold import fold
 from ..folder import write_folder
 from ..models import NetworkConfig, create_network
 from ._common import network_of
@@ -25,8 +25,9 @@ __all__ = ["FoldExport"]
 
 log = logging.getLogger(__name__)
 
-# What can go wrong with reading, folding or writing one checkpoint. Wrong settings (Misconfiguration) still end a run.
-_NOT_FATAL = (FoldError, OSError, RuntimeError, KeyError, ValueError, UnpicklingError)
+# What can go wrong with reading, folding (FoldError is a RuntimeError) or writing one checkpoint. Wrong settings
+# (MisconfigurationException) still end a run.
+_NOT_FATAL = (OSError, RuntimeError, KeyError, ValueError, UnpicklingError)
 
 
 class FoldExport(Callback):

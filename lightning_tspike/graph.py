@@ -206,9 +206,9 @@ class GaugeClasses:
 
     def _absorbs(self, module: nn.Module) -> bool:
         """Whether a layer has numbers of its own, used by no other layer, to take up the gauges of both its sides."""
-        own = dict(module.named_parameters(recurse=False))
         if isinstance(module, TernaryLIF):
             return True
+        own = dict(module.named_parameters(recurse=False))
         if any(self._owners[parameter] > 1 for parameter in own.values()):
             return False
         if isinstance(module, NORMS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +53,7 @@ class TernaryLIF(nn.Module):
         detach_reset: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-            raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
-        if amplitude not in ("layer", "fixed"):
-            raise ValueError(f"amplitude must be 'layer' (learned) or 'fixed' (always 1), got {amplitude!r}")
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay must lie in [0, 1], got {decay!r}")
-        if not (threshold > 0 and math.isfinite(threshold)):
-            raise ValueError(f"threshold must be a positive number, got {threshold!r}")
+        check_options(timesteps, amplitude, decay, threshold)
         self.timesteps = timesteps
         self.decay = decay
         self.detach_reset = detach_reset
@@ -99,3 +92,23 @@ class TernaryLIF(nn.Module):
     def extra_repr(self) -> str:
         kind = "fixed" if self.raw_amplitude is None else "layer"
         return f"timesteps={self.timesteps}, amplitude={kind}, decay={self.decay}, threshold={self.threshold.tolist()}"
+
+
+def check_options(timesteps: Any, amplitude: Any, decay: Any, threshold: Any) -> None:
+    """Check the options of a neuron, whoever holds them.
+
+    Raises:
+        ValueError: One of them is out of range or of another type; the message names it.
+    """
+    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
+        raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
+    if amplitude not in ("layer", "fixed"):
+        raise ValueError(f"amplitude must be 'layer' (learned) or 'fixed' (always 1), got {amplitude!r}")
+    if not _is_number(decay) or not 0 <= decay <= 1:
+        raise ValueError(f"decay must be a number in [0, 1], got {decay!r}")
+    if not _is_number(threshold) or not (threshold > 0 and math.isfinite(threshold)):
+        raise ValueError(f"threshold must be a positive number, got {threshold!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

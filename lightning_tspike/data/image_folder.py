@@ -61,5 +61,7 @@ class ImageFolderDataModule(ClassificationDataModule):
             color_jitter=0.0,
             crop_pct=self.crop_pct,
             interpolation="bilinear",
+            mean=IMAGENET_DEFAULT_MEAN,
+            std=IMAGENET_DEFAULT_STD,
         )
         return ImageFolder(str(folder), transform=transform)

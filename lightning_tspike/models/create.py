@@ -11,6 +11,7 @@ from typing import Any, Literal
 import timm
 
 from .. import functional
+from ..neurons import check_options
 from ..ternarize import SpikingNetwork, ternarize
 
 __all__ = ["NetworkConfig", "create_network"]
@@ -46,17 +47,13 @@ class NetworkConfig:
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("num_classes", 1), ("in_chans", 1), ("timesteps", 1)):
+        for name in ("num_classes", "in_chans"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.backbone, str):
             raise ValueError(f"backbone must be the name of a timm model, got {self.backbone!r}")
-        if self.amplitude not in ("layer", "fixed"):
-            raise ValueError(f"amplitude must be 'layer' (learned) or 'fixed' (always 1), got {self.amplitude!r}")
-        for name in ("decay", "threshold"):
-            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), (int, float)):
-                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
+        check_options(self.timesteps, self.amplitude, self.decay, self.threshold)
         if not isinstance(self.detach_reset, bool):
             raise ValueError(f"detach_reset must be true or false, got {self.detach_reset!r}")
         # These would make a checkpoint or a config.json fetch or open other files.
