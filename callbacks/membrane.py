@@ -92,9 +92,10 @@ class MembraneHistogram(Callback):
     def _count(self, name: str) -> Callable[[SpikingNeuron, tuple[Tensor, ...], Tensor], None]:
         self._counts.pop(name, None)
 
+        @torch.no_grad()
         def hook(neuron: SpikingNeuron, args: tuple[Tensor, ...], _output: Tensor) -> None:
-            u = neuron.membrane_potential(args[0].detach())
-            u = (u / per_channel(neuron.firing_threshold.detach(), u)).float()
+            u = neuron.membrane_potential(args[0])
+            u = (u / per_channel(neuron.firing_threshold, u)).float()
             counts = torch.histc(u.clamp(-self.span, self.span), self.bins, -self.span, self.span)
             fires = (u.abs() if neuron.is_ternary else u) >= 1
             gradient = SURROGATES[neuron.surrogate](u, torch.ones((), device=u.device), neuron.is_ternary)

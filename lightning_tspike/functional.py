@@ -127,10 +127,12 @@ def membrane_potential(
     decay: Number = DECAY,
     threshold: Number = THRESHOLD,
     reset: Reset = "hard",
+    detach_reset: bool = False,
+    surrogate: Surrogate = "rectangular",
     memory: Memory | None = None,
     is_ternary: bool = True,
 ) -> Tensor:
-    """Membrane potential u_t of every neuron just before it fires, for looking at; it carries no gradient.
+    """Membrane potential u_t of every neuron just before it fires.
 
     Args:
         x: Input current, shape [T*B, ...].
@@ -138,6 +140,8 @@ def membrane_potential(
         decay: As in :func:`ternary_lif`.
         threshold: As in :func:`ternary_lif`.
         reset: As in :func:`ternary_lif`.
+        detach_reset: As in :func:`ternary_lif`.
+        surrogate: As in :func:`ternary_lif`; it matters to the gradient alone.
         memory: As in :func:`ternary_lif`.
         is_ternary: False for binary neurons.
 
@@ -147,9 +151,10 @@ def membrane_potential(
     Raises:
         ValueError: As for :func:`ternary_lif`.
     """
-    with torch.no_grad():
-        fire = _Fire.bind("rectangular", is_ternary)
-        return integrate_and_fire(x, timesteps, fire, decay=decay, threshold=threshold, reset=reset, memory=memory)[0]
+    fire = _Fire.bind(surrogate, is_ternary)
+    return integrate_and_fire(
+        x, timesteps, fire, decay=decay, threshold=threshold, reset=reset, detach_reset=detach_reset, memory=memory
+    )[0]
 
 
 def integrate_and_fire(

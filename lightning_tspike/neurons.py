@@ -72,7 +72,7 @@ class SpikingNeuron(nn.Module):
             the first neurons behind a still image); the neuron then repeats it T times.
 
     To look at membrane potentials, register an ordinary forward hook and call :meth:`membrane_potential` on the hook's
-    input; without a hook they cost nothing.
+    input (under ``torch.no_grad`` where no gradient is wanted); without a hook they cost nothing.
     """
 
     is_ternary: ClassVar[bool]
@@ -139,19 +139,10 @@ class SpikingNeuron(nn.Module):
         raise NotImplementedError
 
     def membrane_potential(self, x: Tensor) -> Tensor:
-        """Membrane potential [T*B, ...] before firing for the input that ``forward`` got; no gradient."""
+        """Membrane potential [T*B, ...] before firing for the input that ``forward`` got, differentiable as that is."""
         return functional.membrane_potential(
-            self._over_time(x),
-            self.timesteps,
-            decay=self.decay,
-            threshold=self.firing_threshold,
-            reset=self.reset,
-            memory=self._memory(),
-            is_ternary=self.is_ternary,
+            self._over_time(x), self.timesteps, is_ternary=self.is_ternary, **self._options()
         )
-
-    def _memory(self) -> functional.Memory | None:
-        return None
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -240,12 +231,9 @@ class ComplementedTernaryLIF(TernaryLIF):
         self.variant = variant
         self.raw_memory = nn.Parameter(torch.zeros(3))
 
-    def _memory(self) -> functional.Memory:
-        alpha, beta, gamma = self.raw_memory.sigmoid().unbind()
-        return functional.Memory(alpha, beta, gamma, self.variant)
-
     def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "memory": self._memory()}
+        alpha, beta, gamma = self.raw_memory.sigmoid().unbind()
+        return {**super()._options(), "memory": functional.Memory(alpha, beta, gamma, self.variant)}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, variant={self.variant}"
