@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import timm
+from timm.layers import to_2tuple
 
 from .. import functional
 from ..neurons import NEURONS, AmplitudeKind, NeuronOptions, check_options
@@ -108,7 +109,7 @@ def create_network(config: NetworkConfig) -> SpikingNetwork:
         ValueError: No such backbone (close names are given), the backbone refuses an argument, or a neuron option is
             out of range.
     """
-    _check_name(config.backbone)
+    check_name(config.backbone)
     try:
         model = timm.create_model(
             config.backbone, num_classes=config.num_classes, in_chans=config.in_chans, **config.backbone_kwargs
@@ -117,7 +118,8 @@ def create_network(config: NetworkConfig) -> SpikingNetwork:
         raise ValueError(
             f"backbone {config.backbone!r} does not take backbone_kwargs {config.backbone_kwargs!r}: {error}"
         ) from error
-    _, height, width = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    native = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:]
+    height, width = to_2tuple(config.backbone_kwargs.get("img_size") or native)  # a transformer takes one size alone
     network = ternarize(
         model,
         config.timesteps,
@@ -130,9 +132,18 @@ def create_network(config: NetworkConfig) -> SpikingNetwork:
     return network
 
 
-def _check_name(name: str) -> None:
-    """Only names in timm's registry: a checkpoint or config.json must not send us to a hub or a file."""
+def check_name(name: str) -> None:
+    """Let only names in timm's registry pass: a checkpoint or config.json must not send us to a hub or a file.
+
+    Raises:
+        ValueError: No such model; the message has close names.
+    """
     if timm.is_model(name):
+        try:
+            timm.get_pretrained_cfg(name)
+        except RuntimeError as error:
+            architecture = timm.models.get_arch_name(name)
+            raise ValueError(f"{error} Known are {timm.list_pretrained(f'{architecture}.*')}") from None
         return
     names = timm.list_models()
     close = difflib.get_close_matches(name, names, n=4, cutoff=0.6) or fnmatch.filter(names, f"*{name}*")[:4]
