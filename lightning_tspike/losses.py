@@ -1,12 +1,19 @@
-"""Losses on the logits of all time steps."""
+"""Losses on the logits of all time steps, and on membrane potentials."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["tet_loss"]
+from .neurons import SpikingNeuron
+from .ternarize import SpikingNetwork
+
+__all__ = ["distillation_loss", "membrane_regularization", "tet_loss"]
 
 
 def tet_loss(logits: Tensor, labels: Tensor, *, weight: float = 1e-3, target: float = 1.0) -> Tensor:
@@ -34,3 +41,65 @@ def tet_loss(logits: Tensor, labels: Tensor, *, weight: float = 1e-3, target: fl
         )
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))
     return (1 - weight) * cross_entropy + weight * F.mse_loss(logits, torch.full_like(logits, target))
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0) -> Tensor:
+    """Match the softened class probabilities of a teacher (Hinton et al. 2015, arXiv 1503.02531).
+
+        L = tau^2 * 1/B sum_b KL(softmax(z / tau) || softmax(o / tau))
+
+    The factor tau^2 keeps the size of the gradient when the temperature tau changes.
+
+    Args:
+        logits: o, shape [B, K].
+        teacher_logits: z, shape [B, K]; no gradient flows into it.
+        temperature: tau > 0.
+
+    Returns:
+        The loss, shape [].
+
+    Raises:
+        ValueError: ``temperature`` is not positive, or the shapes differ.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    if logits.shape != teacher_logits.shape or logits.ndim != 2:
+        raise ValueError(
+            f"expected logits of network and teacher of one shape [B, K], got {tuple(logits.shape)} and "
+            f"{tuple(teacher_logits.shape)}"
+        )
+    ours, theirs = (z.div(temperature).log_softmax(-1) for z in (logits, teacher_logits.detach()))
+    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+@contextmanager
+def membrane_regularization(network: SpikingNetwork) -> Iterator[list[Tensor]]:
+    """Temporal membrane potential regularisation, TMPR (arXiv 2601.15598): keep early membrane potentials small.
+
+        L = 1/N sum_n l_n,   l_n = 1/T sum_{t=1..T} 1/t * mean(u_{n,t}^2)
+
+    with u_{n,t} the membrane potentials of layer n of N before firing at time step t. To be added to a loss with a
+    weight; that paper has 0.05 for still images and 0.01 for events. Neurons integrate twice within.
+
+    Args:
+        network: The network that is run within.
+
+    Yields:
+        A list that gets the l_n, shape [], as the layers run.
+
+    Example:
+        with membrane_regularization(network) as terms:
+            logits = network(images)
+        loss = cross_entropy(logits, labels) + 0.05 * torch.stack(terms).mean()
+    """
+    terms: list[Tensor] = []
+
+    def listen(neuron: SpikingNeuron, args: Any, _spikes: Tensor) -> None:
+        u = neuron.membrane_potential(args[0])
+        mean_square = u.square().unflatten(0, (neuron.timesteps, -1)).flatten(1).mean(1)  # [T]
+        terms.append((mean_square / torch.arange(1, neuron.timesteps + 1, device=u.device)).mean())
+
+    with ExitStack() as hooks:
+        for neuron in network.neurons().values():
+            hooks.callback(neuron.register_forward_hook(listen).remove)
+        yield terms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import lightning as L
@@ -17,9 +18,11 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from . import functional
+from .calibration import copy_weights
 from .checkpoint import PREPROCESSING
-from .losses import tet_loss
-from .models import NetworkConfig, create_network
+from .losses import distillation_loss, membrane_regularization, tet_loss
+from .models import NetworkConfig, create_network, load_ann
+from .pretrained import start_from
 from .seeding import epoch_seed, run_seed
 
 __all__ = ["TernarySNNModule"]
@@ -51,9 +54,21 @@ class TernarySNNModule(L.LightningModule):
         freeze_cancelled: Keep amplitudes at 1 that a norm divides out wherever they go; see
             :func:`lightning_tspike.ternarize.ternarize`.
         backbone_kwargs: Further arguments of the backbone.
+        pretrained: Start from a trained ANN: True for timm's pretrained weights of the backbone (a tag may follow its
+            name, ``"resnet50.a1_in1k"``), or the path of a file with a state_dict. When the fit begins, the neurons
+            are fitted to it on training images (:func:`lightning_tspike.calibration.calibrate`); until then the
+            network has the ANN's weights alone. A checkpoint never asks for the ANN again.
+        calibration_images: How many training images that takes.
         loss: What training minimises: ``"ce"``, the cross-entropy of the time-averaged logits, or ``"tet"``
             (:func:`lightning_tspike.losses.tet_loss`). Validation and test log the cross-entropy.
         tet_weight: Weight of the regularising term of ``"tet"``, in [0, 1].
+        tmpr_weight: Weight of :func:`lightning_tspike.losses.membrane_regularization`, added in training; 0 for none.
+        teacher: A trained ANN to learn from (:func:`lightning_tspike.losses.distillation_loss`): a timm model, e.g.
+            ``"resnet50.a1_in1k"``, that knows the same classes and takes the same images. It is loaded when the fit
+            begins and is part of no checkpoint.
+        teacher_weights: File with the teacher's state_dict; None for timm's pretrained weights.
+        teacher_weight: Share of the distillation in the loss, in [0, 1].
+        teacher_temperature: Its temperature.
         opt: Optimizer, a name that timm.optim knows.
         lr: Learning rate at its peak.
         momentum: Momentum, for the optimizers that have one.
@@ -88,8 +103,15 @@ class TernarySNNModule(L.LightningModule):
         surrogate: Literal["rectangular", "triangular", "arctan"] = "rectangular",
         freeze_cancelled: bool = True,
         backbone_kwargs: dict[str, Any] | None = None,
+        pretrained: bool | str = False,
+        calibration_images: int = 512,
         loss: Literal["ce", "tet"] = "ce",
         tet_weight: float = 1e-3,
+        tmpr_weight: float = 0.0,
+        teacher: str | None = None,
+        teacher_weights: str | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 4.0,
         opt: str = "sgd",
         lr: float = 0.1,
         momentum: float = 0.9,
@@ -100,8 +122,15 @@ class TernarySNNModule(L.LightningModule):
         super().__init__()
         if loss not in ("ce", "tet"):
             raise ValueError(f"loss must be 'ce' or 'tet', got {loss!r}")
-        if not 0 <= tet_weight <= 1:
-            raise ValueError(f"tet_weight must be in [0, 1], got {tet_weight!r}")
+        for name, share in {"tet_weight": tet_weight, "teacher_weight": teacher_weight}.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {share!r}")
+        if tmpr_weight < 0:
+            raise ValueError(f"tmpr_weight must not be negative, got {tmpr_weight!r}")
+        if teacher_temperature <= 0:
+            raise ValueError(f"teacher_temperature must be positive, got {teacher_temperature!r}")
+        if calibration_images < 2:
+            raise ValueError(f"calibration_images must be at least 2, got {calibration_images!r}")
         self.save_hyperparameters()
         self.network = create_network(
             NetworkConfig(
@@ -122,6 +151,20 @@ class TernarySNNModule(L.LightningModule):
                 backbone_kwargs=backbone_kwargs or {},
             )
         )
+        # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
+        # the module: not of its parameters, its checkpoints or what DDP looks after
+        self._anns: dict[str, torch.nn.Module] = {}
+        if pretrained:
+            weights = None if pretrained is True else pretrained
+            self._anns["start"] = load_ann(
+                backbone,
+                weights,
+                num_classes=num_classes,
+                in_chans=in_chans,
+                fresh_classifier=True,
+                **(backbone_kwargs or {}),
+            )
+            copy_weights(self.network, self._anns["start"])
         top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
         accuracies: dict[str, Any] = {
             name: MulticlassAccuracy(num_classes, top_k=k, average="micro") for name, k in top.items()
@@ -154,11 +197,10 @@ class TernarySNNModule(L.LightningModule):
         _check_images(x)
         _check_labels(y, self.hparams["num_classes"])
         is_train = stage == "train"
-        per_step = self.network(x, per_step=True)  # [T, B, K]
-        logits = per_step.mean(0)
-        if is_train and self.hparams["loss"] == "tet":
-            loss = tet_loss(per_step, y, weight=self.hparams["tet_weight"])
+        if is_train:
+            loss, logits = self._training_loss(x, y)
         else:
+            logits = self(x)
             loss = F.cross_entropy(logits, y)
         self.log(
             f"{stage}/loss", loss, on_step=is_train, on_epoch=not is_train, sync_dist=not is_train, batch_size=len(y)
@@ -167,6 +209,41 @@ class TernarySNNModule(L.LightningModule):
         metrics.update(logits.detach(), y)
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
         return loss
+
+    def _training_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, shape [], and the logits [B, K] averaged over time."""
+        hp = self.hparams
+        with membrane_regularization(self.network) if hp["tmpr_weight"] else nullcontext([]) as terms:
+            per_step = self.network(x, per_step=True)  # [T, B, K]
+        logits = per_step.mean(0)
+        is_tet = hp["loss"] == "tet"
+        loss = tet_loss(per_step, y, weight=hp["tet_weight"]) if is_tet else F.cross_entropy(logits, y)
+        if teacher := self._anns.get("teacher"):
+            if x.ndim != 4:
+                raise ValueError(f"a teacher looks at still images [B, C, H, W], got shape {tuple(x.shape)}")
+            with torch.no_grad():
+                taught = teacher(x)
+            distillation = distillation_loss(logits, taught, temperature=hp["teacher_temperature"])
+            loss = (1 - hp["teacher_weight"]) * loss + hp["teacher_weight"] * distillation
+        if terms:
+            loss = loss + hp["tmpr_weight"] * torch.stack(terms).mean()
+        return loss, logits
+
+    def on_fit_start(self) -> None:
+        hp = self.hparams
+        if hp["teacher"]:
+            teacher = load_ann(
+                hp["teacher"], hp["teacher_weights"], num_classes=hp["num_classes"], in_chans=hp["in_chans"]
+            )
+            self._anns["teacher"] = teacher.requires_grad_(False).to(self.device)
+
+    def on_train_start(self) -> None:
+        ann = self._anns.pop("start", None)
+        if ann is not None and self.trainer.ckpt_path is None:  # a run that is resumed has begun already
+            start_from(self, ann, images=self.hparams["calibration_images"])
+
+    def teardown(self, stage: str) -> None:
+        self._anns.pop("teacher", None)
 
     def on_train_epoch_start(self) -> None:
         if (seed := run_seed()) is not None:
@@ -178,6 +255,8 @@ class TernarySNNModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # what a folded copy needs to know of the images
         checkpoint[PREPROCESSING] = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None)
+        # the weights are here: who loads them must not fetch the ANN's again
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["pretrained"] = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hp = self.hparams

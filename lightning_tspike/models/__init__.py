@@ -1,6 +1,7 @@
 """Backbones of our own, registered with timm on import, and the one place where networks are built by name."""
 
 from . import ms_resnet, resnet, sew_resnet, vgg
+from .ann import load_ann
 from .create import NetworkConfig, create_network
 
-__all__ = ["NetworkConfig", "create_network", "ms_resnet", "resnet", "sew_resnet", "vgg"]
+__all__ = ["NetworkConfig", "create_network", "load_ann", "ms_resnet", "resnet", "sew_resnet", "vgg"]
