@@ -213,7 +213,8 @@ class TernarySNNModule(L.LightningModule):
     def _training_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, shape [], and the logits [B, K] averaged over time."""
         hp = self.hparams
-        with membrane_regularization(self.network) if hp["tmpr_weight"] else nullcontext([]) as terms:
+        listening: Any = membrane_regularization(self.network) if hp["tmpr_weight"] else nullcontext([])
+        with listening as terms:
             per_step = self.network(x, per_step=True)  # [T, B, K]
         logits = per_step.mean(0)
         is_tet = hp["loss"] == "tet"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models import load_state_dict
@@ -53,8 +53,8 @@ def load_ann(
     except Exception as error:  # what is no pickle, or not of this kind, can raise anything
         raise OSError(f"{weights} is damaged or holds no state_dict: {error}") from error
     if fresh_classifier:
-        expected = model.state_dict()
-        for key in (f"{model.pretrained_cfg['classifier']}.{kind}" for kind in ("weight", "bias")):
+        expected, cfg = model.state_dict(), cast("dict[str, Any]", model.pretrained_cfg)
+        for key in (f"{cfg['classifier']}.{kind}" for kind in ("weight", "bias")):
             if key in state and key in expected and state[key].shape != expected[key].shape:
                 state[key] = expected[key]
     try:
