@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -43,6 +42,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from .gauge import GaugeClasses, TrainingScales
 from .graph import TraceError, trace
+from .hooks import Look, watching
 from .neurons import SpikingNeuron
 from .operations import NORMS, WEIGHTED, sums_whole_windows
 from .report import FoldedNeuron, FoldReport, LayerInput, group_numbers
@@ -244,13 +244,12 @@ def _layer_inputs(folded: SpikingNetwork, example: Tensor) -> list[LayerInput]:
     """Look at what reaches each weighted layer, on a batch, and count its operations."""
     seen: dict[str, LayerInput] = {}
 
-    def look(name: str, x: Tensor, output: Tensor) -> None:
+    def look(name: str, layer: Any, x: Tensor, output: Tensor) -> None:
         largest = x.abs().max().item()
         is_integer = torch.equal(x, x.round())
         holds: Literal["ternary", "integer", "real"] = (
             "real" if not is_integer else "ternary" if largest <= 1 else "integer"
         )
-        layer: Any = folded.model.get_submodule(name)
         macs = output.numel() * layer.weight[0].numel() // len(example)
         if name in seen:  # called at several places: the least favourable input counts
             holds = max(holds, seen[name].holds, key=_HOLDS.index)
@@ -258,7 +257,7 @@ def _layer_inputs(folded: SpikingNetwork, example: Tensor) -> list[LayerInput]:
             macs += seen[name].macs
         seen[name] = LayerInput(name, holds, largest, macs)
 
-    _run_hooked(folded, example, WEIGHTED, look)
+    _show_calls(folded, example, WEIGHTED, look)
     return list(seen.values())
 
 
@@ -266,32 +265,19 @@ def _spike_signs(network: SpikingNetwork, example: Tensor) -> dict[str, Tensor]:
     """Sign of every spike, by neuron layer in the order of execution."""
     signs: dict[str, Tensor] = {}
 
-    def look(name: str, _x: Tensor, spikes: Tensor) -> None:
+    def look(name: str, _neuron: Any, _x: Tensor, spikes: Tensor) -> None:
         new = spikes.sign().char().flatten()
         signs[name] = torch.cat([signs[name], new]) if name in signs else new  # called at several places
 
-    _run_hooked(network, example, (SpikingNeuron,), look)
+    _show_calls(network, example, (SpikingNeuron,), look)
     return signs
 
 
-def _run_hooked(
-    network: SpikingNetwork,
-    example: Tensor,
-    kinds: tuple[type[nn.Module], ...],
-    look: Callable[[str, Tensor, Tensor], None],
-) -> None:
-    """Run the network on an example and show each call of such a layer to ``look``: its name, input and output."""
-    handles = [
-        module.register_forward_hook(lambda _m, args, output, name=name: look(name, args[0], output))
-        for name, module in network.model.named_modules()
-        if isinstance(module, kinds)
-    ]
-    try:
-        with torch.no_grad():
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+def _show_calls(network: SpikingNetwork, example: Tensor, kinds: tuple[type[nn.Module], ...], look: Look) -> None:
+    """Run the network on an example and show each call of such a layer to ``look``."""
+    modules = {name: module for name, module in network.model.named_modules() if isinstance(module, kinds)}
+    with torch.no_grad(), watching(modules, look):
+        network(example)
 
 
 def _numbers(value: Tensor | float) -> tuple[float, ...]:

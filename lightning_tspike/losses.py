@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .hooks import watching
 from .neurons import SpikingNeuron
 from .ternarize import SpikingNetwork
 
@@ -94,12 +94,10 @@ def membrane_regularization(network: SpikingNetwork) -> Iterator[list[Tensor]]:
     """
     terms: list[Tensor] = []
 
-    def listen(neuron: SpikingNeuron, args: Any, _spikes: Tensor) -> None:
-        u = neuron.membrane_potential(args[0])
+    def listen(_name: str, neuron: SpikingNeuron, x: Tensor, _spikes: Tensor) -> None:
+        u = neuron.membrane_potential(x)
         mean_square = u.square().unflatten(0, (neuron.timesteps, -1)).flatten(1).mean(1)  # [T]
         terms.append((mean_square / torch.arange(1, neuron.timesteps + 1, device=u.device)).mean())
 
-    with ExitStack() as hooks:
-        for neuron in network.neurons().values():
-            hooks.callback(neuron.register_forward_hook(listen).remove)
+    with watching(network.neurons(), listen):
         yield terms

@@ -15,7 +15,7 @@ from torch import Tensor
 from .gauge import GaugeClasses, TrainingScales
 from .neurons import SpikingNeuron
 
-__all__ = ["FoldReport", "FoldedNeuron", "LayerInput", "NetworkReport", "NeuronInfo"]
+__all__ = ["FoldReport", "FoldedNeuron", "LayerInput", "NetworkReport", "NeuronInfo", "new_table", "table_text"]
 
 Effect: TypeAlias = Literal["live", "cancelled"]
 """Whether an amplitude changes what the network computes in training mode, or a norm divides it out everywhere."""
@@ -78,7 +78,7 @@ class NetworkReport:
         return NetworkReport(tuple(neurons))
 
     def table(self) -> Table:
-        table = _table("neuron layer", "kind", "amplitude", "effect", "group", "folds")
+        table = new_table("neuron layer", "kind", "amplitude", "effect", "group", "folds")
         for n in self.neurons:
             shared = f", that of {n.shares_amplitude_with}" if n.shares_amplitude_with else ""
             folds = "yes" if n.foldable else "no"
@@ -88,7 +88,7 @@ class NetworkReport:
     def __str__(self) -> str:
         learned = [n for n in self.neurons if n.amplitude != "fixed"]
         live = sum(n.effect == "live" for n in self.neurons)
-        return _text(self.table()) + (
+        return table_text(self.table()) + (
             f"{len(self.neurons)} neuron layers: {len(learned)} with a learned amplitude, "
             f"{len({n.shares_amplitude_with or n.name for n in learned})} of them different; {live} live, "
             f"{len(self.neurons) - live} cancelled by norms in training"
@@ -182,15 +182,15 @@ class FoldReport:
 
     def details(self) -> str:
         """Tables of the neuron layers and of the weighted layers, and the summary below."""
-        neurons = _table("neuron layer", "amplitude", "threshold after", "group", "effect", "folded", "firing rate")
+        neurons = new_table("neuron layer", "amplitude", "threshold after", "group", "effect", "folded", "firing rate")
         for n in self.neurons:
             folded = "yes" if n.folded else "no, kept"
             rate = f"{n.firing_rate:.4f}"
             neurons.add_row(n.name, _range(n.amplitude), _range(n.threshold), str(n.group), n.effect, folded, rate)
-        layers = _table("weighted layer", "its input holds", "up to", "MACs")
+        layers = new_table("weighted layer", "its input holds", "up to", "MACs")
         for layer in self.layers:
             layers.add_row(layer.name, layer.holds, f"{layer.largest:.6g}", f"{layer.macs:,}")
-        return f"{_text(neurons, layers)}{self}"
+        return f"{table_text(neurons, layers)}{self}"
 
     def __str__(self) -> str:
         holds = [layer.holds for layer in self.layers]
@@ -224,14 +224,15 @@ def _range(numbers: Numbers) -> str:
     return f"{min(numbers):.4f} to {max(numbers):.4f} ({len(numbers)} channels)"
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """A table whose columns are as wide as what is in them."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table
 
 
-def _text(*tables: Table) -> str:
+def table_text(*tables: Table) -> str:
     """Tables as plain text, as wide as they need to be: names are there to be copied."""
     file = io.StringIO()
     console = Console(file=file, width=1000, no_color=True)

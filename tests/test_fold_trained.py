@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lightning_tspike.data import DigitsDataModule
-from lightning_tspike.evaluation import firing_rates
 from lightning_tspike.fold import fold
 from lightning_tspike.folder import read_folder
 from lightning_tspike.functional import per_channel
+from lightning_tspike.spikes import firing_rates
 from lightning_tspike.ternarize import SpikingNetwork
 
 TRAINED = Path(__file__).parent / "trained"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_tspike import zoo
-from lightning_tspike.evaluation import firing_rates
 from lightning_tspike.fold import fold
 from lightning_tspike.models.official import OfficialError, import_official
+from lightning_tspike.spikes import firing_rates
 
 NETWORKS = [f"{name}/{kind}" for name in ("resnet18_imagenet", "resnet20_cifar", "resnet19_cifar")
             for kind in ("vanilla", "amplitude")]  # fmt: skip

@@ -11,9 +11,10 @@ import torch
 
 from lightning_tspike import zoo
 from lightning_tspike.data import DigitsDataModule
-from lightning_tspike.evaluation import evaluate, firing_rates
+from lightning_tspike.evaluation import evaluate
 from lightning_tspike.folder import FolderError
 from lightning_tspike.models import NetworkConfig, create_network
+from lightning_tspike.spikes import firing_rates
 
 
 def test_list_and_info() -> None:
