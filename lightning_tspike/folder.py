@@ -1,5 +1,7 @@
 """A network as a folder: ``model.safetensors`` (weights) and ``config.json`` (all that rebuilds the network).
 
+Beside them a model card, ``README.md``.
+
 ``config.json``, schema version 2::
 
     schema_version    2
@@ -20,7 +22,6 @@ Nothing in a folder is ever run: names are looked up in timm's registry, weights
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -34,6 +35,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .atomic import replace_folder
+from .card import model_card
 from .models import NetworkConfig, create_network
 from .report import FoldReport
 from .rewrite import Rewrites
@@ -45,6 +48,7 @@ SCHEMA_VERSION = 2
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 REPORT = "fold_report.json"
+CARD = "README.md"
 
 
 class FolderError(ValueError):
@@ -82,7 +86,7 @@ def write_folder(
     path = Path(path).resolve()
     if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} is there and is no folder of a network: it is not replaced; choose another name")
-    config = {
+    config: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "library_version": version("lightning-tspike"),
         "network": asdict(network.config),
@@ -99,28 +103,18 @@ def write_folder(
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if report is not None:
             (scratch / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        (scratch / CARD).write_text(
+            model_card(network, version=config["library_version"], preprocessing=preprocessing, report=report)
+        )
         save_file(weights, scratch / WEIGHTS, metadata={"format": "pt"})
         # safetensors lets only the owner read its files; whoever may read the configuration may read the weights
         (scratch / WEIGHTS).chmod((scratch / CONFIG).stat().st_mode)
-        _replace(scratch, path)
+        replace_folder(scratch, path)
+    except SafetensorError as error:
+        raise OSError(f"{path / WEIGHTS} cannot be written: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path
-
-
-def _replace(new: Path, path: Path) -> None:
-    """Put a finished folder in the place of another one; a folder cannot be renamed onto one that is not empty."""
-    if not path.exists():
-        os.rename(new, path)
-        return
-    old = new.with_name(new.name + ".old")
-    os.rename(path, old)
-    try:
-        os.rename(new, path)
-    except OSError:
-        os.rename(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_folder(path: str | Path) -> tuple[SpikingNetwork, dict[str, Any]]:

@@ -37,7 +37,11 @@ def test_round_trip(tmp_path: Path, lively: Callable[..., SpikingNetwork], folde
     assert config["preprocessing"] == {"mean": [0.1, 0.2, 0.3]}
     assert bool(config["amplitudes"]) is not folded
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["net"]
-    assert sorted(p.name for p in (tmp_path / "a" / "net").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "a" / "net").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_amplitudes_that_could_not_fold_survive(tmp_path: Path, lively: Callable[..., SpikingNetwork]) -> None:
