@@ -1,8 +1,17 @@
 """Lightning callbacks that watch a ternary-spike network and export its folded copy."""
 
 from .amplitude import AmplitudeLogger
+from .energy import EnergyMonitor
+from .firing_rate import FiringRateMonitor
 from .fold_export import FoldExport
 from .membrane import MembraneHistogram
 from .prediction import PredictionWriter
 
-__all__ = ["AmplitudeLogger", "FoldExport", "MembraneHistogram", "PredictionWriter"]
+__all__ = [
+    "AmplitudeLogger",
+    "EnergyMonitor",
+    "FiringRateMonitor",
+    "FoldExport",
+    "MembraneHistogram",
+    "PredictionWriter",
+]

@@ -1,25 +1,41 @@
-"""Log the learned spike amplitude of every layer."""
+"""Log what the neurons of every layer learn: spike amplitude, decay and threshold."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import override
 
-from ._common import check_every_n_steps, is_log_step, network_of, require_logger
+from ..figures import plot_amplitudes
+from ..graph import TraceError
+from ..neurons import SpikingNeuron
+from ..ternarize import SpikingNetwork
+from ._common import check_every_n_steps, is_log_step, network_of, require_logger, run_folder
 
 __all__ = ["AmplitudeLogger"]
 
 
 class AmplitudeLogger(Callback):
-    """Log each learned amplitude as the scalar ``amplitude/<layer>`` to every logger.
+    """Log each learned amplitude, decay and threshold as a scalar to every logger, and plot the amplitudes at the end.
 
-    Of amplitudes per channel, the least, the mean and the greatest: ``amplitude/<layer>/min``, ``/mean`` and ``/max``.
+    * ``amplitude/<layer>``: the amplitude a,
+    * ``amplitude_cancelled/<layer>``: the same of those that a norm divides out wherever they go, so that nothing
+      drives them (``freeze_cancelled=False``; else they are no parameters),
+    * ``amplitude_gradient/<layer>``: norm of the gradient of the parameter in the optimizer step,
+    * ``decay/<layer>`` and ``threshold/<layer>``, where they are learned.
 
-    The values are those after the step under whose number they are logged. Networks without learned amplitudes
-    (``amplitude="fixed"``) have nothing to log.
+    Of values per channel, the least, the mean and the greatest: ``amplitude/<layer>/min``, ``/mean`` and ``/max``.
+    Values are those after the step under whose number they are logged. Layers that share an amplitude
+    (``network.report()`` tells) are logged under the first one's name.
+
+    When training ends, a figure of the amplitudes by depth, from the first values to the last, is written as
+    ``amplitudes.png`` to the run's folder, and logged to TensorBoard and W&B.
 
     Args:
         every_n_steps: Log every n optimizer steps; by default as often as the trainer logs.
@@ -35,12 +51,27 @@ class AmplitudeLogger(Callback):
     def __init__(self, every_n_steps: int | None = None) -> None:
         self.every_n_steps = check_every_n_steps(every_n_steps)
         self._last_step = -1
+        self._cancelled: set[str] = set()
+        self._gradients: dict[str, Tensor] = {}
+        self._history: dict[int, dict[str, float]] = {}  # mean amplitude of each layer, by step
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         require_logger(trainer, self)
-        network_of(pl_module, self)
+        network = network_of(pl_module, self)
         self._last_step = trainer.global_step
+        self._cancelled = _cancelled(network)
+        self._history = {trainer.global_step: _means(network)}
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # the step counts itself when it is done
+        if (trainer.global_step + 1) % self._interval(trainer) == 0:
+            self._gradients = {
+                f"amplitude_gradient/{name}": raw.grad.norm()
+                for name, _, raw in _amplitudes(network_of(pl_module, self))
+                if raw.grad is not None
+            }
 
     @override
     def on_train_batch_end(
@@ -50,18 +81,72 @@ class AmplitudeLogger(Callback):
         if trainer.global_step == self._last_step or not is_log_step(trainer, self.every_n_steps):
             return
         self._last_step = trainer.global_step
-        amplitudes: dict[str, float] = {}
-        for name, neuron in network_of(pl_module, self).neurons().items():
-            amplitude = neuron.amplitude
-            if isinstance(amplitude, Tensor):
-                amplitudes |= _scalars(f"amplitude/{name}", amplitude.detach())
-        if amplitudes:
+        network = network_of(pl_module, self)
+        scalars = {name: norm.item() for name, norm in self._gradients.items()}
+        for name, neuron, _ in _amplitudes(network):
+            tag = "amplitude_cancelled" if name in self._cancelled else "amplitude"
+            scalars |= _scalars(f"{tag}/{name}", neuron.amplitude)
+        for name, neuron in network.neurons().items():
+            if isinstance(neuron.decay, Tensor):
+                scalars |= _scalars(f"decay/{name}", neuron.decay)
+            if isinstance(neuron.threshold, nn.Parameter):
+                scalars |= _scalars(f"threshold/{name}", neuron.firing_threshold)
+        if scalars:
             for logger in trainer.loggers:
-                logger.log_metrics(amplitudes, step=trainer.global_step)
+                logger.log_metrics(scalars, step=trainer.global_step)
+        self._history[trainer.global_step] = _means(network)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        network = network_of(pl_module, self)
+        self._history[trainer.global_step] = _means(network)
+        if not trainer.is_global_zero or not any(self._history.values()):
+            return
+        figure = plot_amplitudes(self._history, cancelled=self._cancelled)
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / "amplitudes.png", dpi=120)
+        for logger in trainer.loggers:
+            _log_figure(logger, figure, trainer.global_step)
+
+    def _interval(self, trainer: Trainer) -> int:
+        settings: Any = trainer
+        return self.every_n_steps or settings.log_every_n_steps
 
 
-def _scalars(tag: str, amplitude: Tensor) -> dict[str, float]:
-    if amplitude.ndim == 0:
-        return {tag: amplitude.item()}
-    values = {"min": amplitude.min(), "mean": amplitude.mean(), "max": amplitude.max()}
-    return {f"{tag}/{name}": value.item() for name, value in values.items()}
+def _amplitudes(network: SpikingNetwork) -> Iterator[tuple[str, SpikingNeuron, nn.Parameter]]:
+    """Layer, neuron and parameter of every learned amplitude, each parameter once."""
+    seen = set()
+    for name, neuron in network.neurons().items():
+        raw = neuron.raw_amplitude
+        if raw is not None and raw not in seen:
+            seen.add(raw)
+            yield name, neuron, raw
+
+
+def _cancelled(network: SpikingNetwork) -> set[str]:
+    try:
+        return {neuron.name for neuron in network.report().neurons if neuron.effect == "cancelled"}
+    except TraceError:  # trained, but never folded: nothing is known of it
+        return set()
+
+
+def _means(network: SpikingNetwork) -> dict[str, float]:
+    return {name: neuron.amplitude.mean().item() for name, neuron, _ in _amplitudes(network)}  # type: ignore[union-attr]
+
+
+def _scalars(tag: str, value: Any) -> dict[str, float]:
+    value = value.detach()
+    if value.ndim == 0:
+        return {tag: value.item()}
+    numbers = {"min": value.min(), "mean": value.mean(), "max": value.max()}
+    return {f"{tag}/{name}": number.item() for name, number in numbers.items()}
+
+
+def _log_figure(logger: Logger, figure: Figure, step: int) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_figure("amplitudes", figure, step)
+    elif isinstance(logger, WandbLogger):
+        import wandb
+
+        logger.experiment.log({"amplitudes": wandb.Image(figure), "trainer/global_step": step})

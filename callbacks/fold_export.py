@@ -6,10 +6,11 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
@@ -39,19 +40,25 @@ class FoldExport(Callback):
 
     A copy appears when training goes on after the checkpoint was saved, or ends.
 
-    Raises:
-        MisconfigurationException: The trainer has no ModelCheckpoint, the module has no spiking network in
-            ``network`` or one that no name can rebuild, or the strategy shards the weights over processes, so that no
-            checkpoint file has them all.
+    Args:
+        on_error: What to do when a checkpoint cannot be folded (its weights are not finite, say) or the copy not be
+            written (the disk is full): ``"warn"`` and train on, or ``"raise"``.
+        wandb_artifact: When training ends, log the folder of the best checkpoint to W&B, as the artifact
+            ``folded-<run id>`` of type ``model``.
 
-    Warns:
-        A checkpoint cannot be folded (its weights are not finite, say) or the copy not be written; training goes on.
+    Raises:
+        MisconfigurationException: An option is not known, the trainer has no ModelCheckpoint, or no WandbLogger for
+            the artifact, the module has no spiking network in ``network`` or one that no name can rebuild, or the
+            strategy shards the weights over processes, so that no checkpoint file has them all.
 
     Attributes:
         folders: Folded folder by checkpoint path, of the checkpoints that exist now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_error: Literal["warn", "raise"] = "warn", wandb_artifact: bool = False) -> None:
+        if on_error not in ("warn", "raise"):
+            raise MisconfigurationException(f"on_error must be 'warn' or 'raise', got {on_error!r}")
+        self.on_error, self.wandb_artifact = on_error, wandb_artifact
         self.folders: dict[Path, Path] = {}
         self._seen: dict[Path, int] = {}  # time of last change of the checkpoint file that was folded
         self._config: NetworkConfig | None = None
@@ -72,6 +79,8 @@ class FoldExport(Callback):
                 "FoldExport folds what a ModelCheckpoint saves, and the trainer has none: enable_checkpointing is off. "
                 "Turn it on or leave FoldExport out"
             )
+        if self.wandb_artifact and not any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+            raise MisconfigurationException("FoldExport(wandb_artifact=True) needs a WandbLogger, and there is none")
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -86,6 +95,22 @@ class FoldExport(Callback):
         # Called after every callback's on_train_end, where ModelCheckpoint may save for the last time.
         if stage == "fit":
             self._follow(trainer)
+            if self.wandb_artifact and trainer.is_global_zero:
+                self._log_artifact(trainer)
+
+    def _log_artifact(self, trainer: Trainer) -> None:
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        folder = self.folders.get(Path(best)) if best else None
+        if folder is None:
+            rank_zero_warn("no W&B artifact: there is no folded copy of a best checkpoint")
+            return
+        import wandb
+
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                artifact = wandb.Artifact(f"folded-{logger.experiment.id}", type="model")
+                artifact.add_dir(str(folder))
+                logger.experiment.log_artifact(artifact)
 
     def _follow(self, trainer: Trainer) -> None:
         """Fold the checkpoints that are new or have changed; drop the folders of those that are gone."""
@@ -98,6 +123,8 @@ class FoldExport(Callback):
                 try:
                     self._export(checkpoint, trainer)
                 except _NOT_FATAL as error:
+                    if self.on_error == "raise":
+                        raise
                     # Not worth losing a training run: the checkpoint is safe, and can be folded later.
                     self._drop(checkpoint)
                     rank_zero_warn(f"no folded copy of {checkpoint}, training goes on: {error}")
@@ -116,16 +143,12 @@ class FoldExport(Callback):
                 "shards), so FoldExport cannot read them; save full checkpoints (state_dict_type='full'), or leave "
                 "FoldExport out and fold after training"
             )
-        if checkpoint.is_dir():
-            raise MisconfigurationException(
-                f"the strategy {type(trainer.strategy).__name__} shards the weights ({checkpoint} is a folder of "
-                "shards), so FoldExport cannot read them; save full checkpoints (state_dict_type='full'), or leave "
-                "FoldExport out and fold after training"
-            )
         network, _ = read_checkpoint(checkpoint, self._config)  # its own: the one in training may carry hooks
         folded, report = fold(network)
         preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
         folder = checkpoint.with_suffix(".folded")
+        for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a run that was killed in the midst of writing
+            shutil.rmtree(leftover, ignore_errors=True)
         self.folders[checkpoint] = write_folder(folder, folded, preprocessing=preprocessing, report=report)
         log.debug("folded %s: %s", checkpoint, report)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,17 @@ def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test starts from the same random numbers; a seed that an earlier test gave Lightning is forgotten."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_process_group() -> Iterator[None]:
+    """For a distributed strategy with this process alone; the group and what Lightning tells children of it go."""
+    environment = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

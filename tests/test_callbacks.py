@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import csv
+import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_tspike import TernarySNNModule, zoo
-from lightning_tspike.callbacks import AmplitudeLogger, FoldExport, MembraneHistogram, PredictionWriter
+from lightning_tspike import TernarySNNModule
+from lightning_tspike.callbacks import (
+    AmplitudeLogger,
+    EnergyMonitor,
+    FiringRateMonitor,
+    FoldExport,
+    MembraneHistogram,
+    PredictionWriter,
+)
 from lightning_tspike.data import DigitsDataModule
+from lightning_tspike.energy import measure_energy
 from lightning_tspike.fold import fold
 from lightning_tspike.ternarize import ternarize
 
@@ -148,7 +161,9 @@ def test_membrane_histograms_equal_those_by_hand(tmp_path: Path) -> None:
 
 def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1)
-    watching = [checkpoint, AmplitudeLogger(1), MembraneHistogram(1), FoldExport()]
+    watching = [
+        *(checkpoint, AmplitudeLogger(1), MembraneHistogram(1), FiringRateMonitor(1), EnergyMonitor(1), FoldExport())
+    ]
     _, watched = fit(tmp_path, watching, logger=loggers(tmp_path))
     _, alone = fit(tmp_path / "alone", [])
     for name, tensor in alone.state_dict().items():
@@ -158,70 +173,6 @@ def test_training_is_the_same_with_and_without(tmp_path: Path) -> None:
 def test_no_hook_outlives_a_step(tmp_path: Path) -> None:
     _, module = fit(tmp_path, [MembraneHistogram(1)], logger=loggers(tmp_path)[:1])
     assert not any(neuron._forward_hooks for neuron in module.network.neurons().values())
-
-
-@pytest.mark.parametrize("save_weights_only", [False, True])
-def test_folded_folder_beside_every_kept_checkpoint(tmp_path: Path, save_weights_only: bool) -> None:
-    folder = tmp_path / "checkpoints"
-    keep = ModelCheckpoint(
-        folder,
-        "{epoch}",
-        monitor="val/acc1",
-        mode="max",
-        save_top_k=2,
-        save_last=True,
-        save_weights_only=save_weights_only,
-    )
-    export = FoldExport()
-    fit(tmp_path, [keep, export], max_epochs=5)
-
-    checkpoints = sorted(folder.glob("*.ckpt"))
-    assert len(checkpoints) == 3
-    assert sorted(export.folders.values()) == [path.with_suffix(".folded") for path in checkpoints]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [path.name for path in checkpoints] + [path.with_suffix(".folded").name for path in checkpoints]
-    )
-    x = torch.randn(3, 1, 8, 8)
-    for path in checkpoints:
-        unfolded = TernarySNNModule(**TINY)
-        unfolded.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
-        expected, _ = fold(unfolded.network)
-        loaded = zoo.load(path.with_suffix(".folded"))
-        assert torch.equal(loaded(x), expected(x))
-        assert not any("amplitude" in name for name in loaded.state_dict())
-
-
-def test_folder_knows_the_preprocessing(tmp_path: Path) -> None:
-    from lightning_tspike.folder import read_folder
-
-    keep = ModelCheckpoint(tmp_path / "checkpoints", "best")
-    fit(tmp_path, [keep, FoldExport()])
-    _, config = read_folder(tmp_path / "checkpoints" / "best.folded")
-    assert config["preprocessing"] == DigitsDataModule().preprocessing
-
-
-def test_checkpoints_between_validations(tmp_path: Path) -> None:
-    """A checkpoint saved in the middle of an epoch is folded when training goes on, the last one at the end."""
-    keep = ModelCheckpoint(tmp_path / "checkpoints", "{step}", every_n_train_steps=2, save_top_k=-1)
-    fit(tmp_path, [keep, FoldExport()], max_epochs=1)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("*.folded")) == ["step=2.folded", "step=4.folded"]
-
-
-class _Spoil(L.Callback):
-    """Makes the weights useless in the second epoch."""
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: TernarySNNModule) -> None:
-        if trainer.current_epoch == 1:
-            pl_module.network.model.fc.weight.data.fill_(float("nan"))
-
-
-def test_a_checkpoint_that_cannot_be_folded_does_not_end_the_training(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    keep = ModelCheckpoint(folder, "best", save_last=True, save_on_train_epoch_end=True)
-    with pytest.warns(UserWarning, match=r"no folded copy of .*last\.ckpt, training goes on: .*not finite"):
-        trainer, _ = fit(tmp_path, [_Spoil(), keep, FoldExport()], max_epochs=3, limit_val_batches=0)
-    assert trainer.current_epoch == 3
-    assert not list(folder.glob("*.folded"))  # that of the first epoch went with its weights
 
 
 class _OwnModule(TernarySNNModule):
@@ -235,6 +186,9 @@ class _OwnModule(TernarySNNModule):
     [
         (AmplitudeLogger(), {}, "AmplitudeLogger has nowhere to log"),
         (MembraneHistogram(), {}, "MembraneHistogram has nowhere to log"),
+        (FiringRateMonitor(), {}, "FiringRateMonitor has nowhere to log"),
+        (EnergyMonitor(), {}, "EnergyMonitor has nowhere to log"),
+        (FoldExport(wandb_artifact=True), {}, "needs a WandbLogger"),
         (FoldExport(), {"enable_checkpointing": False}, "enable_checkpointing"),
         (FoldExport(), {"module": _OwnModule()}, "a name can rebuild"),
     ],
@@ -261,6 +215,11 @@ def test_module_without_a_network(tmp_path: Path) -> None:
         lambda: MembraneHistogram(every_n_steps=-1),
         lambda: MembraneHistogram(bins=1),
         lambda: MembraneHistogram(span=2),
+        lambda: FiringRateMonitor(0),
+        lambda: EnergyMonitor(0),
+        lambda: EnergyMonitor(images=0),
+        lambda: EnergyMonitor(mac_picojoules=0),
+        lambda: FoldExport(on_error="ignore"),
     ],
 )
 def test_options_out_of_range(make) -> None:  # noqa: ANN001
@@ -283,3 +242,165 @@ def test_predictions_are_written(tmp_path: Path) -> None:
     assert [int(row["index"]) for row in rows] == list(range(360))
     assert [int(row["class"]) for row in rows] == probabilities.argmax(1).tolist()
     assert float(rows[7]["probability"]) == pytest.approx(probabilities[7].max().item(), abs=1e-6)
+
+
+class _Spikes(L.Callback):
+    """Spikes of every layer in every step, [T, everything]."""
+
+    def __init__(self) -> None:
+        self.spikes: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: TernarySNNModule, *_: object) -> None:
+        seen = self.spikes[trainer.global_step] = {}
+        self.handles = [
+            neuron.register_forward_hook(
+                lambda _m, _a, y, name=name: seen.update({name: y.detach().unflatten(0, (2, -1)).flatten(1).sign()})
+            )
+            for name, neuron in pl_module.network.neurons().items()
+        ]
+
+    def on_train_batch_end(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def test_firing_rates_and_entropy_equal_those_by_hand(tmp_path: Path) -> None:
+    recorder = _Spikes()
+    fit(tmp_path, [recorder, FiringRateMonitor(every_n_steps=4)], logger=loggers(tmp_path))
+    rows = {int(row["step"]): row for row in csv_rows(tmp_path) if row.get("firing_rate/act1/positive")}
+    assert sorted(rows) == [0, 4, 8]
+    tensorboard = events(tmp_path)
+    for step, row in rows.items():
+        for name, spikes in recorder.spikes[step].items():
+            shares = {sign: (spikes == value).double() for sign, value in (("positive", 1), ("negative", -1))}
+            for sign, share in shares.items():
+                assert float(row[f"firing_rate/{name}/{sign}"]) == pytest.approx(share.mean().item())
+                for t in (1, 2):
+                    assert float(row[f"firing_rate/{name}/{sign}_t{t}"]) == pytest.approx(share[t - 1].mean().item())
+                logged = {e.step: e.value for e in tensorboard.Scalars(f"firing_rate/{name}/{sign}")}
+                assert logged[step] == pytest.approx(share.mean().item())
+            p = np.array([(spikes == value).double().mean().item() for value in (-1, 0, 1)])
+            assert float(row[f"entropy/{name}/signed"]) == pytest.approx(-(p * np.log2(p)).sum())
+            p = np.array([p[1], 1 - p[1]])
+            assert float(row[f"entropy/{name}/unsigned"]) == pytest.approx(-(p * np.log2(p)).sum())
+
+
+def test_energy_is_that_of_the_folded_network_on_validation_images(tmp_path: Path) -> None:
+    monitor = EnergyMonitor(every_n_epochs=2, images=20, ac_picojoules=0.5)
+    _, module = fit(tmp_path, [monitor], logger=loggers(tmp_path), max_epochs=3)
+    rows = [row for row in csv_rows(tmp_path) if row.get("energy/synops")]
+    assert [int(row["step"]) for row in rows] == [10, 15]  # after the second epoch, and at the end
+    data = DigitsDataModule(batch_size=32)
+    data.setup("fit")
+    images = next(iter(data.val_dataloader()))[0][:20]
+    report = measure_energy(fold(module.network, integer_pools=True)[0], images, ac_picojoules=0.5)
+    assert float(rows[-1]["energy/synops"]) == pytest.approx(report.synops)
+    assert float(rows[-1]["energy/macs"]) == pytest.approx(report.macs)
+    assert float(rows[-1]["energy/microjoules"]) == pytest.approx(report.total_picojoules / 1e6)
+    assert float(rows[-1]["energy/ann_microjoules"]) == pytest.approx(report.ann_picojoules / 1e6)
+    assert float(rows[-1]["energy/ratio"]) == pytest.approx(report.total_picojoules / report.ann_picojoules)
+    written = json.loads((tmp_path / "csv" / "version_0" / "energy.json").read_text())
+    assert written["layers"] == json.loads(json.dumps(report.to_dict()))["layers"]
+
+
+def test_energy_without_validation_takes_training_images(tmp_path: Path) -> None:
+    fit(tmp_path, [EnergyMonitor()], logger=loggers(tmp_path), limit_val_batches=0)
+    assert [row["step"] for row in csv_rows(tmp_path) if row.get("energy/synops")] == ["10"]
+
+
+def test_what_else_is_learned_and_gradient_norms(tmp_path: Path) -> None:
+    """Cancelled amplitudes are logged apart; decay, threshold and the norm of each amplitude's gradient as well."""
+
+    class Gradients(L.Callback):
+        def __init__(self) -> None:
+            self.norms: dict[int, dict[str, float]] = {}
+
+        def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: TernarySNNModule, _: object) -> None:
+            self.norms[trainer.global_step + 1] = {
+                name: neuron.raw_amplitude.grad.norm().item() for name, neuron in pl_module.network.neurons().items()
+            }
+
+    gradients = Gradients()
+    options = {"learn_decay": True, "learn_threshold": True, "freeze_cancelled": False}
+    module = TernarySNNModule(**TINY, **options)
+    effects = {info.name: info.effect for info in module.network.report().neurons}
+    assert set(effects.values()) == {"live", "cancelled"}
+    fit(tmp_path, [gradients, AmplitudeLogger(every_n_steps=5)], module=module, logger=loggers(tmp_path))
+    row = next(row for row in csv_rows(tmp_path) if row["step"] == "10" and row.get("amplitude/act1"))
+    for name, neuron in module.network.neurons().items():
+        tag = {"live": "amplitude", "cancelled": "amplitude_cancelled"}[effects[name]]
+        assert float(row[f"{tag}/{name}"]) == pytest.approx(neuron.amplitude.item())
+        assert float(row[f"amplitude_gradient/{name}"]) == pytest.approx(gradients.norms[10][name])
+        assert float(row[f"decay/{name}"]) == pytest.approx(neuron.decay.item())
+        assert float(row[f"threshold/{name}"]) == pytest.approx(neuron.firing_threshold.item())
+    assert not {f"amplitude/{name}" for name, effect in effects.items() if effect == "cancelled"} & row.keys()
+    images = EventAccumulator(str(tmp_path / "tb" / "version_0")).Reload().Images("amplitudes")
+    assert [image.step for image in images] == [10]
+    with Image.open(tmp_path / "csv" / "version_0" / "amplitudes.png") as picture:
+        assert len(picture.convert("RGB").getcolors(10**6)) > 100  # drawn, not blank
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read back from the run's own file, as `wandb sync` would."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    recorder = _Recorder()
+    logger = WandbLogger(name="digits", save_dir=tmp_path, offline=True, id="run1")
+    keep = ModelCheckpoint(filename="best", monitor="val/acc1", mode="max")
+    watching = [AmplitudeLogger(5), MembraneHistogram(5), FiringRateMonitor(5), EnergyMonitor()]
+    trainer, _ = fit(tmp_path, [recorder, keep, FoldExport(wandb_artifact=True), *watching], logger=logger)
+    logger.experiment.finish()
+
+    file = next(tmp_path.glob("wandb/offline-run-*/run-run1.wandb"))
+    history, artifacts = _read_wandb(file)
+    amplitudes = {row["trainer/global_step"]: row["amplitude/act1"] for row in history if "amplitude/act1" in row}
+    assert amplitudes == {step: recorder.amplitudes[step]["act1"] for step in (5, 10)}
+    histograms = {row["trainer/global_step"]: row for row in history if "membrane/act1/_type" in row}
+    assert sorted(histograms) == [0, 5]
+    for step, histogram in histograms.items():
+        u = recorder.membranes[step]["act1"].clamp(-6, 6).numpy().ravel()
+        expected, edges = np.histogram(u, 96, (-6, 6))
+        assert histogram["membrane/act1/_type"] == "histogram"
+        assert histogram["membrane/act1/bins"] == pytest.approx(edges)
+        counts = np.array(histogram["membrane/act1/values"])
+        assert counts.sum() == len(u)
+        assert np.abs(counts - expected).sum() <= 0.01 * len(u)  # rounding beside the edges
+    assert any("firing_rate/act1/positive" in row for row in history)
+    assert any("energy/ratio" in row for row in history)
+    assert any(row.get("amplitudes/_type") == "image-file" for row in history)
+    assert artifacts == {"folded-run1": {"config.json", "model.safetensors", "fold_report.json", "README.md"}}
+    folder = Path(trainer.checkpoint_callback.best_model_path).parents[1]
+    assert {"membrane.json", "energy.json", "amplitudes.png"} <= {path.name for path in folder.iterdir()}
+
+
+def _log_records(log: bytes) -> Iterator[bytes]:
+    """Records of LevelDB's log format, in which W&B writes: blocks of 32 KiB of (checksum, length, type, data)."""
+    place, record = 7, b""  # W&B's own header
+    while place + 7 <= len(log):
+        if (room := -place % 32768) and room < 7:
+            place += room  # too little for another chunk: padding
+            continue
+        _, length, kind = struct.unpack_from("<IHB", log, place)
+        record += log[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def _read_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, set[str]]]:
+    """Rows of the history, and the names of the files in every artifact."""
+    from wandb.proto import wandb_internal_pb2
+
+    history, artifacts = [], {}
+    for data in _log_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record.FromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            history.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+        if record.WhichOneof("record_type") == "artifact":
+            artifacts[record.artifact.name] = {entry.path for entry in record.artifact.manifest.contents}
+        if record.WhichOneof("record_type") == "request":
+            artifact = record.request.log_artifact.artifact
+            if artifact.name:
+                artifacts[artifact.name] = {entry.path for entry in artifact.manifest.contents}
+    return history, artifacts

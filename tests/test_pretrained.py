@@ -216,6 +216,7 @@ def test_batches_that_are_no_images_are_refused(tmp_path: Path, weights: Path) -
         trainer(tmp_path).fit(module, DataLoader([{"x": torch.zeros(1, 8, 8)}] * 4))
 
 
+@pytest.mark.usefixtures("one_process_group")
 def test_sharded_weights_are_refused(tmp_path: Path, weights: Path) -> None:
     class Sharded(TernarySNNModule):
         def configure_model(self) -> None:

@@ -1,0 +1,123 @@
+"""Estimate what the folded network costs on real images, next to the same network as an ANN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from ..energy import AC_PICOJOULES, MAC_PICOJOULES, measure_energy
+from ..fold import FoldError, fold
+from ._common import network_of, require_logger, run_folder, write_json
+
+__all__ = ["EnergyMonitor"]
+
+
+class EnergyMonitor(Callback):
+    """Count the operations of the folded network on some validation images, and what energy they stand for.
+
+    A copy of the network is folded (``integer_pools=True``) and run on the first validation images, or training images
+    where there is no validation; :mod:`lightning_tspike.energy` has the accounting. Every logger gets, per image,
+    ``energy/synops``, ``energy/macs``, ``energy/microjoules``, ``energy/ann_microjoules`` and ``energy/ratio``; the
+    numbers of every layer go to ``energy.json`` in the run's folder. Only the first process measures.
+
+    Args:
+        every_n_epochs: Measure after every n epochs, too; by default when training ends, which costs no time before.
+        images: How many images.
+        mac_picojoules: Energy of a multiply-accumulate, in pJ.
+        ac_picojoules: Energy of an accumulate, in pJ.
+
+    Raises:
+        MisconfigurationException: An option is out of range, the trainer has no logger, or the module has no spiking
+            network in ``network``.
+
+    Warns:
+        The network cannot be folded; nothing is measured then.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int | None = None,
+        images: int = 32,
+        mac_picojoules: float = MAC_PICOJOULES,
+        ac_picojoules: float = AC_PICOJOULES,
+    ) -> None:
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise MisconfigurationException(f"every_n_epochs must be at least 1, or None; got {every_n_epochs!r}")
+        if images < 1:
+            raise MisconfigurationException(f"images must be at least 1, got {images!r}")
+        if min(mac_picojoules, ac_picojoules) <= 0:
+            raise MisconfigurationException(
+                f"mac_picojoules and ac_picojoules must be above 0, got {mac_picojoules!r} and {ac_picojoules!r}"
+            )
+        self.every_n_epochs, self.images = every_n_epochs, images
+        self.mac_picojoules, self.ac_picojoules = mac_picojoules, ac_picojoules
+        self._images: Tensor | None = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require_logger(trainer, self)
+        network_of(pl_module, self)
+        self._images = None
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._images is None:
+            self._keep(trainer, batch)
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0 and dataloader_idx == 0:
+            self._keep(trainer, batch)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._measure(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure(trainer, pl_module)
+
+    def _keep(self, trainer: Trainer, batch: Any) -> None:
+        if trainer.is_global_zero and isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
+            self._images = batch[0][: self.images].detach().clone()
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or self._images is None:
+            return
+        try:
+            folded, _ = fold(network_of(pl_module, self), integer_pools=True)
+        except FoldError as error:
+            rank_zero_warn(f"EnergyMonitor measures nothing: {error}")
+            return
+        report = measure_energy(
+            folded,
+            self._images.to(next(folded.parameters()).device),
+            mac_picojoules=self.mac_picojoules,
+            ac_picojoules=self.ac_picojoules,
+        )
+        scalars = {
+            "energy/synops": report.synops,
+            "energy/macs": report.macs,
+            "energy/microjoules": report.total_picojoules / 1e6,
+            "energy/ann_microjoules": report.ann_picojoules / 1e6,
+            "energy/ratio": report.total_picojoules / report.ann_picojoules,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=trainer.global_step)
+        write_json(run_folder(trainer) / "energy.json", report.to_dict())
