@@ -24,8 +24,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Entry point.
 
     ``tspike fit|validate|test|predict ...`` is a LightningCLI; its ``--config`` also takes the name of a recipe that
-    comes with the package. ``tspike fold CKPT`` folds a checkpoint, ``tspike import-official CKPT`` one of the
-    paper authors' code; ``tspike zoo list [PATTERN]`` shows the zoo.
+    comes with the package. ``tspike report RUN_DIR`` draws what a run has logged; ``tspike fold CKPT`` folds a
+    checkpoint, ``tspike import-official CKPT`` one of the paper authors' code; ``tspike zoo list [PATTERN]`` shows the
+    zoo.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -35,6 +36,8 @@ def main(args: Sequence[str] | None = None) -> None:
             _fold(words[1:])
         elif words[:1] == ["import-official"]:
             _import_official(words[1:])
+        elif words[:1] == ["report"]:
+            _report(words[1:])
         else:
             # LightningCLI reads the words here, and so does Lightning when it starts further processes.
             sys.argv[1:] = _with_recipe_paths(words)
@@ -107,6 +110,24 @@ def _import_official(words: Sequence[str]) -> None:
     except ValueError as error:
         sys.exit(f"tspike: {error}")
     _write_folded(network, options.output or options.checkpoint.with_suffix(".folded"), None)
+
+
+def _report(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="tspike report",
+        description="Draw what a training run has logged: learning curves, amplitudes, membrane potentials, firing "
+        "rates, energy and fold, as one HTML file that needs nothing else.",
+    )
+    parser.add_argument("run", type=Path, help="folder of the run, with metrics.csv or TensorBoard's event files")
+    parser.add_argument("-o", "--output", type=Path, help="file to write; default: report.html in that folder")
+    options = parser.parse_args(words)
+
+    from .html_report import ReportError, write_report
+
+    try:
+        print(write_report(options.run, options.output))
+    except (ReportError, OSError) as error:
+        sys.exit(f"tspike: {error}")
 
 
 def _write_folded(

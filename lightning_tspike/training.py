@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
 
 from .callbacks import FoldExport, PredictionWriter
+from .callbacks._common import run_folder
 from .evaluation import Evaluation, evaluate
 from .folder import read_folder
 from .module import TernarySNNModule
@@ -24,14 +26,24 @@ __all__ = ["run_training_cli"]
 class TrainingCLI(LightningCLI):
     """LightningCLI for TernarySNNModule and any datamodule; its own part is the summary after ``fit``."""
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what Trainer, module and data do not know."""
+        parser.add_argument(
+            "--report", type=bool, default=False, help="after fit, write report.html to the run's folder"
+        )
+
     def before_instantiate_classes(self) -> None:
-        """Refuse to measure or use a network with random weights."""
+        """Refuse to measure or use a network with random weights, and to report on what logs nothing."""
+        if self.subcommand != "fit" and self.config[self.subcommand].report:
+            self.parser.error(f"tspike {self.subcommand} has nothing to report: --report is for tspike fit")
         if self.subcommand != "fit" and not self.config[self.subcommand].ckpt_path:
             self.parser.error(f"tspike {self.subcommand} needs trained weights: --ckpt_path=PATH of a checkpoint")
 
     def after_fit(self) -> None:
-        """Test the best checkpoint and its folded copy, and say where both are."""
+        """Test the best checkpoint and its folded copy, and say where both are; write the report if asked to."""
         trainer: Any = self.trainer
+        if trainer.is_global_zero and self.config.fit.report:
+            self._write_report(run_folder(trainer))
         export = next((c for c in trainer.callbacks if isinstance(c, FoldExport)), None)
         checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
         folder = export.folders.get(Path(checkpoint)) if export else None
@@ -51,6 +63,14 @@ class TrainingCLI(LightningCLI):
         before = evaluate(unfolded, self._test_batches(), description="testing the unfolded network")
         after = evaluate(folded, self._test_batches(), description="testing the folded network")
         _print_summary(console, before, after)
+
+    def _write_report(self, folder: Path) -> None:
+        from .html_report import ReportError, write_report
+
+        try:
+            print(f"report:     {write_report(folder)}")
+        except (ReportError, OSError) as error:  # the training is done, and there is more to say of it
+            rank_zero_warn(f"no report: {error}")
 
     def _test_batches(self) -> Iterable[Any]:
         """The test batches, as many as the trainer's limit_test_batches lets through."""
