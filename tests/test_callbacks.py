@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -351,7 +352,10 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger.experiment.finish()
 
     file = next(tmp_path.glob("wandb/offline-run-*/run-run1.wandb"))
-    history, artifacts = _read_wandb(file)
+    deadline = time.monotonic() + 60  # W&B's own process may still be writing when finish() has returned
+    while (read := _read_wandb(file)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    history, artifacts = read
     amplitudes = {row["trainer/global_step"]: row["amplitude/act1"] for row in history if "amplitude/act1" in row}
     assert amplitudes == {step: recorder.amplitudes[step]["act1"] for step in (5, 10)}
     histograms = {row["trainer/global_step"]: row for row in history if "membrane/act1/_type" in row}
@@ -387,11 +391,11 @@ def _log_records(log: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def _read_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, set[str]]]:
-    """Rows of the history, and the names of the files in every artifact."""
+def _read_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, set[str]]] | None:
+    """Rows of the history, and the names of the files in every artifact; None while the run's last record is missing."""
     from wandb.proto import wandb_internal_pb2
 
-    history, artifacts = [], {}
+    history, artifacts, is_complete = [], {}, False
     for data in _log_records(file.read_bytes()):
         record = wandb_internal_pb2.Record.FromString(data)
         if record.WhichOneof("record_type") == "history":
@@ -403,4 +407,5 @@ def _read_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, set[str]]]:
             artifact = record.request.log_artifact.artifact
             if artifact.name:
                 artifacts[artifact.name] = {entry.path for entry in artifact.manifest.contents}
-    return history, artifacts
+        is_complete |= record.WhichOneof("record_type") == "exit"
+    return (history, artifacts) if is_complete else None
