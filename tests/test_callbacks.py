@@ -392,7 +392,7 @@ def _log_records(log: bytes) -> Iterator[bytes]:
 
 
 def _read_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, set[str]]] | None:
-    """Rows of the history, and the names of the files in every artifact; None while the run's last record is missing."""
+    """Rows of the history, and the names of the files in every artifact; None while the last record is missing."""
     from wandb.proto import wandb_internal_pb2
 
     history, artifacts, is_complete = [], {}, False
