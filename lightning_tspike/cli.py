@@ -24,9 +24,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Entry point.
 
     ``tspike fit|validate|test|predict ...`` is a LightningCLI; its ``--config`` also takes the name of a recipe that
-    comes with the package. ``tspike report RUN_DIR`` draws what a run has logged; ``tspike fold CKPT`` folds a
-    checkpoint, ``tspike import-official CKPT`` one of the paper authors' code; ``tspike zoo list [PATTERN]`` shows the
-    zoo.
+    comes with the package. ``tspike data check RECIPE`` reads a recipe's data once; ``tspike report RUN_DIR`` draws
+    what a run has logged; ``tspike fold CKPT`` folds a checkpoint, ``tspike import-official CKPT`` one of the paper
+    authors' code; ``tspike zoo list [PATTERN]`` shows the zoo.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
@@ -38,6 +38,8 @@ def main(args: Sequence[str] | None = None) -> None:
             _import_official(words[1:])
         elif words[:1] == ["report"]:
             _report(words[1:])
+        elif words[:1] == ["data"]:
+            _data(words[1:])
         else:
             # LightningCLI reads the words here, and so does Lightning when it starts further processes.
             sys.argv[1:] = _with_recipe_paths(words)
@@ -128,6 +130,32 @@ def _report(words: Sequence[str]) -> None:
         print(write_report(options.run, options.output))
     except (ReportError, OSError) as error:
         sys.exit(f"tspike: {error}")
+
+
+def _data(words: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="tspike data", description="The data that networks are trained on.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check_parser = commands.add_parser(
+        "check",
+        help="read a recipe's data once and say what is in it",
+        description="Read every sample of a recipe's data once: counts per class, shapes, range of values, time per "
+        "sample, and files that cannot be read. Options such as --data.root=PATH change the recipe. Ends with status "
+        "1 where a sample cannot be read.",
+    )
+    check_parser.add_argument("recipe", help="name of a recipe, or a YAML file with a section 'data'")
+    options, changes = parser.parse_known_args(words)
+    recipe = Path(options.recipe) if Path(options.recipe).is_file() else zoo.recipe_path(options.recipe)
+
+    from .data.check import check_data, datamodule_of, tables  # imports torch
+
+    try:
+        data = datamodule_of(recipe, changes)
+        found = check_data(data)
+    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
+        sys.exit(f"tspike: {error}")
+    print(tables(found, data))
+    if any(check.unreadable for check in found.values()):
+        sys.exit(1)
 
 
 def _write_folded(

@@ -16,16 +16,19 @@ from .ternarize import SpikingNetwork
 __all__ = ["distillation_loss", "membrane_regularization", "tet_loss"]
 
 
-def tet_loss(logits: Tensor, labels: Tensor, *, weight: float = 1e-3, target: float = 1.0) -> Tensor:
+def tet_loss(
+    logits: Tensor, labels: Tensor, *, weight: float = 1e-3, target: float = 1.0, label_smoothing: float = 0.0
+) -> Tensor:
     """Temporal efficient training (Deng et al. 2022, arXiv 2202.11946): every time step must classify by itself.
 
         L = (1 - weight) * 1/T sum_t CE(o_t, y) + weight * 1/T sum_t MSE(o_t, target)
 
     Args:
         logits: o, shape [T, B, K].
-        labels: y, shape [B], whole numbers in [0, K).
+        labels: y, shape [B], whole numbers in [0, K), or probabilities [B, K].
         weight: Share of the term that keeps logits from growing, lambda in the paper, in [0, 1].
         target: What it draws logits to, phi in the paper.
+        label_smoothing: Of the cross-entropy, in [0, 1].
 
     Returns:
         The loss, shape [].
@@ -35,11 +38,13 @@ def tet_loss(logits: Tensor, labels: Tensor, *, weight: float = 1e-3, target: fl
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight must be in [0, 1], got {weight!r}")
-    if logits.ndim != 3 or labels.shape != logits.shape[1:2]:
+    if logits.ndim != 3 or labels.shape not in (logits.shape[1:2], logits.shape[1:]):
         raise ValueError(
-            f"expected logits [T, B, K] and labels [B], got shapes {tuple(logits.shape)} and {tuple(labels.shape)}"
+            f"expected logits [T, B, K] and labels [B] or [B, K], got shapes {tuple(logits.shape)} and "
+            f"{tuple(labels.shape)}"
         )
-    cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))
+    repeated = labels.repeat(len(logits), *[1] * (labels.ndim - 1))
+    cross_entropy = F.cross_entropy(logits.flatten(0, 1), repeated, label_smoothing=label_smoothing)
     return (1 - weight) * cross_entropy + weight * F.mse_loss(logits, torch.full_like(logits, target))
 
 

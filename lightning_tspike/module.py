@@ -31,8 +31,10 @@ __all__ = ["TernarySNNModule"]
 class TernarySNNModule(L.LightningModule):
     """A backbone with spiking neurons, trained on the cross-entropy of the time-averaged logits or another loss.
 
-    Batches are pairs of images [B, C, H, W] or frames [B, T, C, H, W] and labels [B]. Logged: ``train/loss``,
-    ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie in [0, 1].
+    Batches are pairs of images [B, C, H, W] or frames [B, T, C, H, W] and labels [B]; training batches may have
+    probabilities [B, K] instead, as mixup makes them (their accuracy is that of the likeliest class). Logged:
+    ``train/loss``, ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie
+    in [0, 1].
 
     Args:
         backbone: A timm model whose activations are modules, e.g. ``"resnet34"``, ``"vgg16_bn"``,
@@ -61,6 +63,7 @@ class TernarySNNModule(L.LightningModule):
         calibration_images: How many training images that takes.
         loss: What training minimises: ``"ce"``, the cross-entropy of the time-averaged logits, or ``"tet"``
             (:func:`lightning_tspike.losses.tet_loss`). Validation and test log the cross-entropy.
+        label_smoothing: Share of the target probability that is spread over all classes, in [0, 1]; in training alone.
         tet_weight: Weight of the regularising term of ``"tet"``, in [0, 1].
         tmpr_weight: Weight of :func:`lightning_tspike.losses.membrane_regularization`, added in training; 0 for none.
         teacher: A trained ANN to learn from (:func:`lightning_tspike.losses.distillation_loss`): a timm model, e.g.
@@ -106,6 +109,7 @@ class TernarySNNModule(L.LightningModule):
         pretrained: bool | str = False,
         calibration_images: int = 512,
         loss: Literal["ce", "tet"] = "ce",
+        label_smoothing: float = 0.0,
         tet_weight: float = 1e-3,
         tmpr_weight: float = 0.0,
         teacher: str | None = None,
@@ -122,7 +126,8 @@ class TernarySNNModule(L.LightningModule):
         super().__init__()
         if loss not in ("ce", "tet"):
             raise ValueError(f"loss must be 'ce' or 'tet', got {loss!r}")
-        for name, share in {"tet_weight": tet_weight, "teacher_weight": teacher_weight}.items():
+        shares = {"tet_weight": tet_weight, "teacher_weight": teacher_weight, "label_smoothing": label_smoothing}
+        for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {share!r}")
         if tmpr_weight < 0:
@@ -206,7 +211,7 @@ class TernarySNNModule(L.LightningModule):
             f"{stage}/loss", loss, on_step=is_train, on_epoch=not is_train, sync_dist=not is_train, batch_size=len(y)
         )
         metrics = getattr(self, f"{stage}_metrics")
-        metrics.update(logits.detach(), y)
+        metrics.update(logits.detach(), y if y.ndim == 1 else y.argmax(-1))
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
         return loss
 
@@ -217,8 +222,11 @@ class TernarySNNModule(L.LightningModule):
         with listening as terms:
             per_step = self.network(x, per_step=True)  # [T, B, K]
         logits = per_step.mean(0)
-        is_tet = hp["loss"] == "tet"
-        loss = tet_loss(per_step, y, weight=hp["tet_weight"]) if is_tet else F.cross_entropy(logits, y)
+        smoothing = hp["label_smoothing"]
+        if hp["loss"] == "tet":
+            loss = tet_loss(per_step, y, weight=hp["tet_weight"], label_smoothing=smoothing)
+        else:
+            loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
         if teacher := self._anns.get("teacher"):
             if x.ndim != 4:
                 raise ValueError(f"a teacher looks at still images [B, C, H, W], got shape {tuple(x.shape)}")
@@ -295,6 +303,13 @@ def _check_images(x: Tensor) -> None:
 
 
 def _check_labels(y: Tensor, num_classes: int) -> None:
+    if y.ndim == 2:  # probabilities
+        if y.shape[1] != num_classes:
+            raise ValueError(
+                f"label probabilities have shape {tuple(y.shape)}, expected [B, {num_classes}]; set num_classes to the "
+                "number of classes of the data"
+            )
+        return
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= num_classes:
         raise ValueError(

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import DataLoader
 
 from .callbacks import FoldExport, PredictionWriter
 from .callbacks._common import run_folder
@@ -73,8 +74,11 @@ class TrainingCLI(LightningCLI):
             rank_zero_warn(f"no report: {error}")
 
     def _test_batches(self) -> Iterable[Any]:
-        """The test batches, as many as the trainer's limit_test_batches lets through."""
-        loader, limit = self.datamodule.test_dataloader(), self.trainer.limit_test_batches
+        """The test batches, as many as the trainer's limit_test_batches lets through, all of them for this process."""
+        shared, limit = self.datamodule.test_dataloader(), self.trainer.limit_test_batches
+        loader = DataLoader(
+            shared.dataset, shared.batch_size, num_workers=shared.num_workers, collate_fn=shared.collate_fn
+        )
         if isinstance(limit, float) and limit == 1:
             return loader
         return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))

@@ -1,8 +1,9 @@
-"""Datamodules: embedded digits, and still images from local folders."""
+"""Datamodules: embedded digits, still images, event recordings."""
 
 from .base import ClassificationDataModule
 from .digits import DigitsDataModule
-from .image_folder import ImageFolderDataModule
+from .events import EventDataModule
 from .images import ImageDataModule
+from .samples import DataError
 
-__all__ = ["ClassificationDataModule", "DigitsDataModule", "ImageDataModule", "ImageFolderDataModule"]
+__all__ = ["ClassificationDataModule", "DataError", "DigitsDataModule", "EventDataModule", "ImageDataModule"]

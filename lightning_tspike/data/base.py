@@ -1,81 +1,68 @@
-"""What the classification datamodules have in common: loaders whose order is a function of seed and epoch alone."""
+"""What the classification datamodules have in common: loaders, and the report of samples that were left out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
-from torch.utils.data.distributed import DistributedSampler
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.data import DataLoader
 
-from ..seeding import epoch_seed, run_seed
+from ..seeding import run_seed
+from .samplers import EpochSampler, InOrderSampler, StreamLoader
+from .samples import OnError, Samples, Stream, collate_readable
 
-__all__ = ["ClassificationDataModule", "EpochSampler"]
-
-
-class EpochSampler(DistributedSampler):
-    """torch's DistributedSampler (also for one process), which hands the loader a generator that it seeds per epoch.
-
-    The generator gives the seeds of the loader's worker processes. So both the order of the samples and the random
-    augmentations depend on seed, epoch and rank alone, not on what was drawn before: a resumed run repeats them.
-    """
-
-    def __init__(self, dataset: Dataset[Any], num_replicas: int, rank: int, seed: int) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=True, seed=seed)
-        self.generator = torch.Generator()
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank))
+__all__ = ["ClassificationDataModule"]
 
 
 class ClassificationDataModule(L.LightningDataModule):
-    """Base of the datamodules here: batches (images [B, C, H, W], labels [B]).
+    """Base of the datamodules here: batches (images [B, C, H, W] or frames [B, T, C, H, W], labels [B]).
 
-    Subclasses fill ``train_set``, ``val_set`` and ``test_set`` in ``setup``.
+    Subclasses fill ``train_set``, ``val_set`` and ``test_set`` in ``setup``. With several processes each sample is read
+    by one of them; which one, and in which order, depends on seed and epoch alone.
 
     Attributes:
         num_classes: Number of classes K.
-        preprocessing: ``input_size`` (C, H, W), ``mean`` and ``std`` per channel of the images in [0, 1]; it travels
-            with the weights, so that whoever loads them prepares images in the same way.
+        class_names: Their names in the order of the labels, or None where the data has none.
+        preprocessing: What it takes to make the network's input from new images or recordings, ``input_size`` (C, H,
+            W), ``mean`` and ``std`` of the channels among it; it travels with the weights.
+        train_collate: Makes a training batch of samples.
     """
 
     num_classes: int
-    preprocessing: dict[str, Sequence[float]]
-    train_set: Dataset[Any]
-    val_set: Dataset[Any]
-    test_set: Dataset[Any]
+    class_names: Sequence[str] | None = None
+    preprocessing: dict[str, Any]
+    train_set: Samples | Stream
+    val_set: Samples | Stream
+    test_set: Samples | Stream
 
-    def __init__(self, batch_size: int, num_workers: int) -> None:
+    def __init__(self, batch_size: int, num_workers: int, on_error: OnError = "raise") -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
         if num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {num_workers!r}")
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        self.batch_size, self.num_workers, self.on_error = batch_size, num_workers, on_error
+        self.train_collate: Callable[[Any], Any] = collate_readable
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer: Any = self.trainer
-        sampler = EpochSampler(
-            self.train_set,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-            seed=run_seed() or 0,
-        )
+        if isinstance(self.train_set, Stream):
+            return self._stream_loader(self.train_set, self.train_collate)
+        sampler = EpochSampler(self.train_set, *self._processes(), seed=run_seed() or 0)
         # Worker processes start before Lightning tells the sampler which epoch a resumed run is in. (`current_epoch` is
         # one behind where the checkpoint was saved at the very end of an epoch.)
         sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed if trainer else 0)
         return DataLoader(
             self.train_set,
-            batch_size=self.batch_size,
             sampler=sampler,
             generator=sampler.generator,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
+            collate_fn=self.train_collate,
+            **self._loading(),
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -87,7 +74,37 @@ class ClassificationDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._in_order(self.test_set)
 
-    def _in_order(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        return DataLoader(
-            dataset, batch_size=self.batch_size, num_workers=self.num_workers, pin_memory=torch.cuda.is_available()
-        )
+    def teardown(self, stage: str) -> None:
+        """Say what was left out (each process for itself: it knows only what it has read)."""
+        parts = {id(part): part for name in ("train", "val", "test") if (part := getattr(self, f"{name}_set", None))}
+        for part in parts.values():
+            if isinstance(part, Samples) and (files := part.unreadable):
+                rank_zero_warn(
+                    f"{len(files)} of {len(part)} samples could not be read and were left out: "
+                    f"{', '.join(files[:5])}{' ...' if len(files) > 5 else ''}"
+                )
+
+    def _in_order(self, dataset: Samples | Stream) -> DataLoader[Any]:
+        if isinstance(dataset, Stream):
+            return self._stream_loader(dataset, collate_readable)
+        sampler = InOrderSampler(dataset, *self._processes())
+        return DataLoader(dataset, sampler=sampler, collate_fn=collate_readable, **self._loading())
+
+    def _stream_loader(self, dataset: Stream, collate: Callable[[Any], Any]) -> DataLoader[Any]:
+        def epoch() -> int:
+            trainer: Any = self.trainer
+            return trainer.current_epoch if trainer else 0
+
+        return StreamLoader(dataset, epoch, collate_fn=collate, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def _processes(self) -> tuple[int, int]:
+        """How many processes read, and which of them this is."""
+        trainer: Any = self.trainer
+        return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch.utils.data import Subset
+from torch import Tensor
 from torchvision.transforms import v2
 
 from .base import ClassificationDataModule
-from .transformed import TransformedArrays
+from .samples import Samples
 
 __all__ = ["DigitsDataModule"]
 
@@ -37,12 +39,27 @@ class DigitsDataModule(ClassificationDataModule):
         from sklearn.datasets import load_digits  # here, because only the digits need it
 
         digits = load_digits()
+        self.class_names = [str(name) for name in digits.target_names]
         images = torch.from_numpy(digits.images).float().div(16).unsqueeze(1)  # [1797, 1, 8, 8] in [0, 1]
-        labels = digits.target.tolist()
-        normalize = v2.Normalize(self.preprocessing["mean"], self.preprocessing["std"])
-        plain = TransformedArrays(images, labels, normalize)
-        shifted = TransformedArrays(images, labels, v2.Compose([v2.RandomCrop(8, padding=1), normalize]))
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
-        self.test_set = Subset(plain, order[:_TEST])
-        self.val_set = Subset(plain, order[_TEST : _TEST + _VAL])
-        self.train_set = Subset(shifted, order[_TEST + _VAL :])
+        source = _Arrays(images, digits.target.tolist())
+        plain = v2.Normalize(self.preprocessing["mean"], self.preprocessing["std"])
+        shifted = v2.Compose([v2.RandomCrop(8, padding=1), plain])
+        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0)).tolist()
+        parts = order[:_TEST], order[_TEST : _TEST + _VAL], order[_TEST + _VAL :]
+        self.test_set, self.val_set, self.train_set = (
+            Samples(source, transform, num_classes=self.num_classes, indices=part)
+            for transform, part in zip((plain, plain, shifted), parts, strict=True)
+        )
+
+
+class _Arrays:
+    """Images [N, C, H, W] in memory, with labels."""
+
+    def __init__(self, images: Tensor, labels: list[int]) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[index], self.labels[index]

@@ -1,94 +1,288 @@
-"""Still images by torchvision, read from a local folder."""
+"""Still images: torchvision's datasets, folders, npz files, Hugging Face datasets, WebDataset shards."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import Subset
-from torchvision import datasets
-from torchvision.transforms import v2
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
 
+from ..seeding import run_seed
 from .base import ClassificationDataModule
+from .image_sources import (
+    KNOWN,
+    NpzImages,
+    TorchvisionImages,
+    open_folder,
+    open_hugging_face,
+    open_stream,
+)
+from .image_transforms import Mixing, evaluation_transform, training_transform
+from .samples import OnError, Samples, Stream
 
 __all__ = ["ImageDataModule"]
 
-# input size, mean and standard deviation of the training images (each channel in [0, 1]), padding for random crops
-_DATASETS: dict[str, tuple[type[Any], list[int], list[float], list[float], int]] = {
-    "fashion_mnist": (datasets.FashionMNIST, [1, 28, 28], [0.2860], [0.3530], 2),
-    "mnist": (datasets.MNIST, [1, 28, 28], [0.1307], [0.3081], 2),
+_PHOTOS = ("folder", "hfds", "hfids", "wds")  # of any size
+# names of the splits by kind of dataset; where there is no validation split, training images are held out
+_SPLITS: dict[str, dict[str, str | None]] = {
+    **{kind: {"train": "train", "val": None, "test": "test"} for kind in (*KNOWN, "npz")},
+    "folder": {"train": "train", "val": "val", "test": None},
+    **{kind: {"train": "train", "val": "validation", "test": None} for kind in ("hfds", "hfids", "wds")},
 }
-_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 class ImageDataModule(ClassificationDataModule):
-    """Fashion-MNIST or MNIST in torchvision's file layout, batches [B, C, H, W].
+    """Still images, batches [B, C, image_size, image_size], scaled to [0, 1] and normalised.
 
-    Part of the training images is held out for validation, by a fixed seed; the test set is torchvision's. Training
-    images are cropped at random from a padded copy and, but for MNIST, flipped left to right at random.
+    ============================  ======================================================  ==============================
+    ``dataset``                   files                                                   splits
+    ============================  ======================================================  ==============================
+    ``cifar10``, ``cifar100``,    as torchvision lays them out below ``root``             train, test
+    ``fashion_mnist``, ``mnist``
+    ``folder``                    ``ROOT/SPLIT/CLASS/*``, such as ImageNet                train, val
+    ``npz``                       ``ROOT/SPLIT.npz`` with ``x`` uint8 [N, H, W, C]        train, test
+                                  (C = 1 or 3) and ``y`` [N]
+    ``hfds/NAME``                 a Hugging Face dataset with columns image and label,    train, validation
+                                  kept below ``root``
+    ``hfids/NAME``                the same, streamed                                      train, validation
+    ``wds/``                      WebDataset shards in ``root``, described by its         train, validation
+                                  ``_info.json``
+    ============================  ======================================================  ==============================
+
+    A dataset without validation split gives up ``val_images`` training images for validation, drawn by a fixed seed.
+    One without a test split is tested on its validation images, as is usual for ImageNet, whose test labels are not
+    public: mind that a checkpoint chosen by them is tested on the images that chose it.
+
+    Streams (``hfids/``, ``wds/``) are for training on many nodes. timm shares their shards out over processes and
+    workers, so let the number of shards be a multiple of both; with several processes it evens out their lengths, and
+    accuracies are then those of nearly all validation images. Images that cannot be decoded are left out of ``wds/`` by
+    timm, with a warning in its log.
 
     Args:
-        dataset: ``"fashion_mnist"`` or ``"mnist"``.
-        root: Folder that holds the files as torchvision lays them out, e.g. ``ROOT/FashionMNIST/raw/*``.
+        dataset: As in the table.
+        root: Folder of the files.
         download: Let torchvision fetch and unpack the files into ``root`` if they are not there. Archives that are
             there already are only unpacked.
-        val_images: Training images held out for validation.
+        train_split: Name of the training split, where it differs from the table (``folder``, ``npz``, ``hfds/``,
+            ``hfids/``, ``wds/``; for ``wds/`` it can be ``"train-{000..099}.tar|IMAGES"``).
+        val_split: Name of the validation split.
+        test_split: Name of the test split.
+        val_images: Training images held out for validation where there is no validation split.
+        num_classes: Number of classes where nothing else says it (streams).
+        image_size: Height and width in pixels; by default the images' own, or 224 where they have none.
+        crop_pct: Share of the shorter side that the centre crop of the evaluation keeps; by default 0.875 of images
+            that are resized, all of others.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+        mean: Of each channel, in [0, 1]. By default known for torchvision's datasets, computed from the training images
+            of an npz file, and timm's for ImageNet otherwise.
+        std: Standard deviation, likewise.
+        crop_padding: Crop training images from a copy with so many black pixels around. By default 4 pixels for CIFAR,
+            2 for MNIST and Fashion-MNIST, an eighth of the side for npz; others are cropped and resized at random.
+        hflip: Probability of mirroring a training image; by default 0.5, and 0 for MNIST.
+        auto_augment: A policy, see :func:`lightning_tspike.data.image_transforms.training_transform`.
+        random_erasing: Probability of a hole of random size.
+        cutout: Side of a square hole in pixels.
+        mixup: Parameter alpha of mixup; 0 for none.
+        cutmix: Parameter alpha of cutmix; 0 for none. With both, each batch gets one of them.
         batch_size: Images per batch on each device.
         num_workers: Loader processes on each device; 0 loads in the training process.
+        on_error: What to do about an image that cannot be read or has no valid label: ``"raise"``, or ``"skip"``:
+            leave it out of its batch, warn, and say at the end how many there were.
 
     Raises:
-        ValueError: Unknown dataset, or ``val_images`` leaves no training image.
-        FileNotFoundError: The files are not in ``root`` and ``download`` is off.
+        ValueError: An option is unknown or out of range, or train and validation have different classes.
+        FileNotFoundError: Files are missing (the message says which, and where), or a class has no image.
+        ModuleNotFoundError: ``datasets`` or ``webdataset`` is not installed.
     """
 
     def __init__(
         self,
-        dataset: Literal["fashion_mnist", "mnist"] = "fashion_mnist",
+        dataset: str = "fashion_mnist",
         root: str = "data",
         download: bool = False,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
         val_images: int = 5000,
+        num_classes: int | None = None,
+        image_size: int | None = None,
+        crop_pct: float | None = None,
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop_padding: int | None = None,
+        hflip: float | None = None,
+        auto_augment: str | None = None,
+        random_erasing: float = 0.0,
+        cutout: int = 0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         batch_size: int = 128,
         num_workers: int = 0,
+        on_error: OnError = "raise",
     ) -> None:
-        super().__init__(batch_size, num_workers)
-        if dataset not in _DATASETS:
-            raise ValueError(f"unknown dataset {dataset!r}, expected one of {sorted(_DATASETS)}")
+        super().__init__(batch_size, num_workers, on_error)
+        self.kind = dataset if "/" not in dataset else dataset.split("/")[0]
+        if self.kind not in _SPLITS:
+            raise ValueError(
+                f"unknown dataset {dataset!r}, expected one of {sorted(KNOWN)}, 'folder', 'npz', 'hfds/NAME', "
+                "'hfids/NAME' or 'wds/'"
+            )
+        if self.kind in KNOWN and (train_split or val_split or test_split):
+            raise ValueError(f"{dataset} has splits of its own: train_split, val_split and test_split are not for it")
+        if (self.kind in KNOWN or self.kind == "npz") and val_images < 1:
+            raise ValueError(f"val_images must be at least 1, got {val_images!r}")
         self.save_hyperparameters()
-        self.dataset, self.root, self.download, self.val_images = dataset, root, download, val_images
-        self.source, input_size, mean, std, self.padding = _DATASETS[dataset]
-        self.num_classes = 10
-        self.preprocessing = {"input_size": input_size, "mean": mean, "std": std}
+        self.options: dict[str, Any] = dict(self.hparams)
+        given = {"train": train_split, "val": val_split, "test": test_split}
+        self.splits: dict[str, Any] = {role: given[role] or name for role, name in _SPLITS[self.kind].items()}
+        self.preprocessing = {}
+        if self.kind in KNOWN:
+            known = KNOWN[self.kind]
+            self.num_classes = known.num_classes
+            self._set_preprocessing(known.input_size, known.mean, known.std)
+        elif self.kind != "npz":  # whose images tell their size when they are read
+            self._set_preprocessing((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     def prepare_data(self) -> None:
-        if self.download:
-            for is_train in (True, False):
-                self.source(self.root, train=is_train, download=True)
+        """Fetch what can be fetched, once per machine."""
+        if self.kind in KNOWN and self.options["download"]:
+            for train in (True, False):
+                TorchvisionImages(self.kind, self.options["root"], train=train, download=True)
+        elif self.kind == "hfds":
+            for split in filter(None, self.splits.values()):
+                self._open(split)
 
     def setup(self, stage: str) -> None:
-        _, *size = self.preprocessing["input_size"]
-        normalize = [
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(self.preprocessing["mean"], self.preprocessing["std"]),
-        ]
-        augment: list[Any] = [v2.RandomCrop(size, padding=self.padding)]
-        if self.dataset != "mnist":
-            augment.append(v2.RandomHorizontalFlip())
-        train = self._read(True, v2.Compose([*augment, *normalize]))
-        held_out = self._read(True, v2.Compose(normalize))
-        if not 0 < self.val_images < len(train):
-            raise ValueError(f"val_images must lie between 1 and {len(train) - 1}, got {self.val_images!r}")
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
-        self.train_set = Subset(train, order[self.val_images :])
-        self.val_set = Subset(held_out, order[: self.val_images])
-        self.test_set = self._read(False, v2.Compose(normalize))
+        if self.kind in ("hfids", "wds"):
+            self._set_up_streams()
+            return
+        train = self._open(self.splits["train"])
+        if isinstance(train, NpzImages):
+            _, height, width, channels = train.x.shape
+            self._set_preprocessing((channels, height, width), *train.mean_and_std())
+        classes = getattr(train, "classes", None)
+        self.num_classes = self.options["num_classes"] or self._count_classes(train)
+        self.class_names = classes
+        self._set_up_mixing()
+        augmented, plain = self._transforms()
+        held_out: Sequence[int] = range(0)
+        indices: Sequence[int] = range(len(train))
+        if self.splits["val"] is None:
+            count = self.options["val_images"]
+            if not 0 < count < len(train):
+                raise ValueError(f"val_images must lie between 1 and {len(train) - 1}, got {count!r}")
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
+            held_out, indices = order[:count], order[count:]
+        self.train_set = self._samples(train, augmented, indices)
+        self.val_set = (
+            self._samples(train, plain, held_out)
+            if self.splits["val"] is None
+            else self._samples(self._evaluated("val", classes), plain)
+        )
+        self.test_set = (
+            self.val_set if self.splits["test"] is None else self._samples(self._evaluated("test", classes), plain)
+        )
 
-    def _read(self, is_train: bool, transform: Any) -> datasets.VisionDataset:
-        try:
-            return self.source(self.root, train=is_train, transform=transform)
-        except RuntimeError as error:
-            raise FileNotFoundError(
-                f"no {self.dataset} in {Path(self.root).resolve() / self.source.__name__ / 'raw'}: expected the files "
-                f"{', '.join(_FILES)}; put them there, or let torchvision fetch or unpack them with download=true"
-            ) from error
+    def _set_up_streams(self) -> None:
+        if (classes := self.options["num_classes"]) is None:
+            raise ValueError(f"a stream does not say how many classes it has: set num_classes for {self.kind}/")
+        self.num_classes = classes
+        self._set_up_mixing()
+        augmented, plain = self._transforms()
+        self.train_set = self._stream(self.splits["train"], augmented, is_training=True)
+        self.val_set = self._stream(self.splits["val"], plain, is_training=False)
+        self.test_set = self.val_set
+        if self.splits["test"] is not None:
+            self.test_set = self._stream(self.splits["test"], plain, is_training=False)
+        if self.on_error == "skip":
+            rank_zero_warn("on_error='skip' has no effect on streams: see ImageDataModule for what they do")
+
+    def _stream(self, split: Any, transform: Callable[[Any], Tensor], *, is_training: bool) -> Stream:
+        source = open_stream(
+            self.options["dataset"],
+            self.options["root"],
+            split,
+            is_training=is_training,
+            batch_size=self.batch_size,
+            seed=run_seed() or 0,
+        )
+        return Stream(source, transform, num_classes=self.num_classes)
+
+    def _open(self, split: Any) -> Any:
+        root = self.options["root"]
+        if self.kind in KNOWN:
+            return TorchvisionImages(self.kind, root, train=split == "train")
+        if self.kind == "folder":
+            return open_folder(Path(root) / split)
+        if self.kind == "npz":
+            return NpzImages(Path(root) / f"{split}.npz")
+        return open_hugging_face(self.options["dataset"], root, split)
+
+    def _evaluated(self, role: str, classes: Sequence[str] | None) -> Any:
+        """The validation or test split; its classes must be those of the training split."""
+        source = self._open(self.splits[role])
+        if source.classes != classes:
+            differ = sorted(set(source.classes or ()) ^ set(classes or ()))
+            raise ValueError(
+                f"{self.splits['train']} and {self.splits[role]} in {self.options['root']} have different classes, "
+                f"e.g. {differ[:5]}"
+            )
+        return source
+
+    def _count_classes(self, train: Any) -> int:
+        if train.classes:
+            return len(train.classes)
+        if isinstance(train, NpzImages):
+            return int(train.y.max()) + 1
+        raise ValueError(f"{self.options['dataset']} does not say how many classes it has: set num_classes")
+
+    def _set_up_mixing(self) -> None:
+        if self.options["mixup"] or self.options["cutmix"]:
+            self.train_collate = Mixing(self.num_classes, mixup=self.options["mixup"], cutmix=self.options["cutmix"])
+
+    def _samples(
+        self, source: Any, transform: Callable[[Any], Tensor], indices: Sequence[int] | None = None
+    ) -> Samples:
+        return Samples(source, transform, num_classes=self.num_classes, indices=indices, on_error=self.on_error)
+
+    def _set_preprocessing(self, own_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+        options = self.options
+        channels, height, width = own_size
+        side = options["image_size"]
+        are_photos = self.kind in _PHOTOS
+        self.is_resized = are_photos or side not in (None, height)
+        statistics = {"mean": list(options["mean"] or mean), "std": list(options["std"] or std)}
+        for name, values in statistics.items():
+            if len(values) != channels:
+                raise ValueError(f"{name} must have {channels} numbers, one for each channel, got {values}")
+        if min(statistics["std"]) <= 0:
+            raise ValueError(f"std must be positive, got {statistics['std']}")
+        self.preprocessing = {
+            "input_size": [channels, side or height, side or width],
+            **statistics,
+            "interpolation": options["interpolation"],
+            "crop_pct": options["crop_pct"] or (0.875 if are_photos else 1.0),
+        }
+        self._transforms()  # refuses options that are wrong
+
+    def _transforms(self) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
+        """For training and for evaluation."""
+        options, known = self.options, KNOWN.get(self.kind)
+        padding = options["crop_padding"]
+        if padding is None and not self.is_resized:
+            padding = known.crop_padding if known else self.preprocessing["input_size"][1] // 8
+        hflip = options["hflip"] if options["hflip"] is not None else known.hflip if known else 0.5
+        augmented = training_transform(
+            self.preprocessing,
+            crop_padding=padding,
+            hflip=hflip,
+            auto_augment=options["auto_augment"],
+            random_erasing=options["random_erasing"],
+            cutout=options["cutout"],
+        )
+        return augmented, evaluation_transform(self.preprocessing)

@@ -1,0 +1,134 @@
+"""Reading samples one by one: what cannot be read is named and either ends the run or is left out, and counted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+__all__ = ["DataError", "OnError", "Samples", "Stream", "collate_readable", "sample_name"]
+
+OnError = Literal["raise", "skip"]
+Sample = tuple[Tensor, int]
+
+
+class DataError(RuntimeError):
+    """A sample cannot be read, or is not what it should be; the message names it and the way out."""
+
+
+class Samples(Dataset[Any]):
+    """Some samples of a source, each made ready by a transform when it is asked for.
+
+    Args:
+        source: Gives ``(raw, label)`` by index; its ``filename(index)``, where it has one, names a sample.
+        indices: Which of its samples, in which order; None for all.
+        transform: Makes the raw image or recording the tensor that the network gets.
+        num_classes: Labels must lie in [0, num_classes).
+        on_error: ``"raise"`` a DataError that names the sample, or ``"skip"``: the sample is None, which
+            :func:`collate_readable` leaves out of its batch, and :attr:`unreadable` knows it.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        transform: Callable[[Any], Tensor],
+        *,
+        num_classes: int,
+        indices: Sequence[int] | None = None,
+        on_error: OnError = "raise",
+    ) -> None:
+        self.source, self.transform, self.num_classes, self.on_error = source, transform, num_classes, on_error
+        self.indices = range(len(source)) if indices is None else indices
+        # in shared memory, so that what a loader's worker process finds is known to all
+        self._bad = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        try:
+            return self.read(index)
+        except DataError as error:
+            if self.on_error == "raise":
+                raise
+            if not self._bad[index]:
+                self._bad[index] = True
+                warnings.warn(f"left out: {error}", stacklevel=2)
+            return None
+
+    def read(self, index: int) -> Sample:
+        """One sample.
+
+        Raises:
+            DataError: It cannot be read, or its label is out of range.
+        """
+        number = self.indices[index]
+        try:
+            raw, label = self.source[number]
+            x = self.transform(raw)
+        except Exception as error:  # image and event files raise anything, from OSError to struct.error
+            raise DataError(
+                f"{sample_name(self.source, number)} cannot be read: {type(error).__name__}: {error}; repair or remove "
+                "it, or leave such samples out with on_error='skip'"
+            ) from error
+        check_label(label, self.num_classes, sample_name(self.source, number))
+        return x, int(label)
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Names of the samples that were left out so far."""
+        return [sample_name(self.source, self.indices[i]) for i in self._bad.nonzero().flatten().tolist()]
+
+
+class Stream(IterableDataset[Any]):
+    """A dataset of timm that is read from front to back: each image made ready by a transform, each label checked.
+
+    Args:
+        source: timm's IterableImageDataset: gives (image, label), shares its samples out between processes and workers
+            by itself, and shuffles by epoch.
+        num_classes: Labels must lie in [0, num_classes).
+    """
+
+    def __init__(self, source: Any, transform: Callable[[Any], Tensor], *, num_classes: int) -> None:
+        self.source, self.transform, self.num_classes = source, transform, num_classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number, (image, label) in enumerate(self.source):
+            check_label(label, self.num_classes, f"image {number} of the stream")
+            yield self.transform(image), int(label)
+
+
+def check_label(label: Any, num_classes: int, name: str) -> None:
+    """Refuse labels out of range: a network would learn something else from them, or fail far from here.
+
+    Raises:
+        DataError: The label is not a whole number in [0, num_classes).
+    """
+    if int(label) != label or not 0 <= label < num_classes:
+        raise DataError(f"{name} has the label {label!r}, expected a whole number from 0 to {num_classes - 1}")
+
+
+def sample_name(source: Any, index: int) -> str:
+    """The file that a sample comes from, or its number where it has none of its own."""
+    if callable(filename := getattr(source, "filename", None)):
+        return str(filename(index))
+    return f"sample {index} of {type(source).__name__}"
+
+
+def collate_readable(samples: Sequence[Sample | None]) -> Any:
+    """Torch's ``default_collate`` of the samples that could be read.
+
+    Raises:
+        DataError: None of them could.
+    """
+    readable = [sample for sample in samples if sample is not None]
+    if not readable:
+        raise DataError(f"none of the {len(samples)} samples of a batch could be read; the warnings above name them")
+    return default_collate(readable)
