@@ -136,8 +136,9 @@ class ImageDataModule(ClassificationDataModule):
             raise ValueError(f"{dataset} has splits of its own: train_split, val_split and test_split are not for it")
         if (self.kind in KNOWN or self.kind == "npz") and val_images < 1:
             raise ValueError(f"val_images must be at least 1, got {val_images!r}")
-        self.save_hyperparameters()
-        self.options: dict[str, Any] = dict(self.hparams)
+        # Lightning logs these next to the module's own and refuses a num_classes that differs from the module's
+        self.save_hyperparameters(ignore=["num_classes"] if num_classes is None else None)
+        self.options: dict[str, Any] = {"num_classes": num_classes, **self.hparams}
         given = {"train": train_split, "val": val_split, "test": test_split}
         self.splits: dict[str, Any] = {role: given[role] or name for role, name in _SPLITS[self.kind].items()}
         self.preprocessing = {}
