@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,16 @@ class Recordings:
         self.labels = list(classes) if classes is not None else sorted(set(dataset.targets))
         numbers = {label: number for number, label in enumerate(self.labels)}
         self.targets = [numbers.get(dataset.targets[i], -1) for i in self.order]
+
+    @property
+    def class_names(self) -> list[str]:
+        """What the dataset calls its labels, otherwise the labels themselves."""
+        known = getattr(self.dataset, "classes", None)
+        if isinstance(known, Mapping):
+            names = {label: name for name, label in known.items()}
+        else:
+            names = dict(enumerate(known if isinstance(known, Sequence) else ()))
+        return [str(names.get(label, label)) for label in self.labels]
 
     def __len__(self) -> int:
         return len(self.order)

@@ -102,7 +102,7 @@ class EventDataModule(ClassificationDataModule):
     def setup(self, stage: str) -> None:
         train, test = self._sources(download=False)
         recordings: Recordings = train.recordings
-        self.class_names = [str(name) for name in recordings.labels]
+        self.class_names = recordings.class_names
         self.num_classes = len(recordings.labels)
         indices: Sequence[int] = range(len(train))
         if test is None:

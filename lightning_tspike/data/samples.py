@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -111,8 +112,12 @@ def check_label(label: Any, num_classes: int, name: str) -> None:
     Raises:
         DataError: The label is not a whole number in [0, num_classes).
     """
-    if int(label) != label or not 0 <= label < num_classes:
-        raise DataError(f"{name} has the label {label!r}, expected a whole number from 0 to {num_classes - 1}")
+    try:
+        number = operator.index(label)
+    except TypeError:  # text, or a number with a fraction
+        number = -1
+    if not 0 <= number < num_classes:
+        raise DataError(f"{name} has the label {label}, expected a whole number from 0 to {num_classes - 1}")
 
 
 def sample_name(source: Any, index: int) -> str:
