@@ -10,7 +10,9 @@ Beside them a model card, ``README.md``.
     amplitudes        names of the neurons that keep an amplitude of their own; empty where all are folded away
     sum_pools         names of average pools that sum instead
     merged_norms      {name of a batch norm that is gone: name of the layer that has taken it up}
-    preprocessing     {"input_size": [C, H, W], "mean": [C numbers], "std": [C numbers]} or null where it is not known
+    preprocessing     null where it is not known, or {"input_size": [C, H, W], "mean": [C numbers], "std": [C numbers]};
+                      for images that are resized also "interpolation" and "crop_pct"; for event cameras "frames":
+                      {"timesteps", "slice_by", "sensor_size"}, and the values are counts of events
 
 A folded network has thresholds of shape [], or [C] where its channels need different ones. Version 1 had neither
 ``sum_pools`` nor ``merged_norms``. What folding did is in ``fold_report.json``, where the writer knew it; nothing reads

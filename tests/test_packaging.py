@@ -45,7 +45,7 @@ def test_wheel_is_complete(wheel: list[str]) -> None:
 def test_import_needs_no_extra() -> None:
     code = """
 import sys
-for name in ("wandb", "tonic", "sklearn", "tensorboard"):
+for name in ("wandb", "tonic", "datasets", "webdataset", "sklearn", "tensorboard"):
     sys.modules[name] = None  # importing it fails
 import lightning_tspike
 from lightning_tspike import SpikingNetwork, TernaryLIF, TernarySNNModule, callbacks, cli, data, models, training, zoo

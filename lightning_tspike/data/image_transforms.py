@@ -11,7 +11,8 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
-from torchvision.transforms import AutoAugmentPolicy, v2
+from torchvision import transforms
+from torchvision.transforms import v2
 
 from .samples import collate_readable
 
@@ -65,30 +66,30 @@ def training_transform(
         raise ValueError(f"hflip and random_erasing are probabilities, got {hflip!r} and {random_erasing!r}")
     if cutout < 0 or (crop_padding is not None and crop_padding < 0):
         raise ValueError(f"cutout and crop_padding must not be negative, got {cutout!r} and {crop_padding!r}")
+    # on PIL images, torchvision's first transforms take less time than those of v2 (benchmarks/data_loading.py)
     steps: list[Any] = [
         RandomResizedCropAndInterpolation(size, interpolation=preprocessing.get("interpolation", "bilinear"))
         if crop_padding is None
-        else v2.RandomCrop(size, padding=crop_padding or None)
+        else transforms.RandomCrop(size, padding=crop_padding or None)
     ]
     if hflip:
-        steps.append(v2.RandomHorizontalFlip(hflip))
+        steps.append(transforms.RandomHorizontalFlip(hflip))
     if auto_augment:
         steps.append(_policy(auto_augment, preprocessing))
     steps += [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(preprocessing["mean"], preprocessing["std"], inplace=True),
+        transforms.ToTensor(),
+        transforms.Normalize(preprocessing["mean"], preprocessing["std"], inplace=True),
     ]
     if random_erasing:
         steps.append(RandomErasing(random_erasing, device="cpu"))
     if cutout:
         steps.append(Cutout(cutout))
-    return v2.Compose(steps)
+    return transforms.Compose(steps)
 
 
 def _policy(name: str, preprocessing: Mapping[str, Any]) -> Callable[[Any], Any]:
-    if name in {policy.value for policy in AutoAugmentPolicy}:
-        return v2.AutoAugment(AutoAugmentPolicy(name))
+    if name in {policy.value for policy in transforms.AutoAugmentPolicy}:
+        return transforms.AutoAugment(transforms.AutoAugmentPolicy(name))
     grey = [min(255, round(255 * mean)) for mean in preprocessing["mean"]]
     params: dict[str, Any] = {
         "translate_const": int(min(preprocessing["input_size"][1:]) * 0.45),
@@ -101,7 +102,7 @@ def _policy(name: str, preprocessing: Mapping[str, Any]) -> Callable[[Any], Any]
             return augment_and_mix_transform(name, params)
         return auto_augment_transform(name, params)
     except Exception as error:  # timm's are bare assertions and whatever a wrong letter leads to
-        known = sorted(policy.value for policy in AutoAugmentPolicy)
+        known = sorted(policy.value for policy in transforms.AutoAugmentPolicy)
         raise ValueError(
             f"auto_augment={name!r} is neither one of {known} nor understood by timm (such as 'rand-m9-mstd0.5'): "
             f"{error}"
