@@ -57,7 +57,7 @@ def _run(seed: int, freeze: bool) -> dict[str, Any]:
         start = time.perf_counter()
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env=os.environ)
         seconds = time.perf_counter() - start
-        network, _ = read_checkpoint(next(Path(folder).rglob("best.ckpt")))
+        network = read_checkpoint(next(Path(folder).rglob("best.ckpt"))).network
     effects = {n.name: n.effect for n in network.report().neurons}
     moved = {
         effect: max(

@@ -143,13 +143,17 @@ class FoldExport(Callback):
                 "shards), so FoldExport cannot read them; save full checkpoints (state_dict_type='full'), or leave "
                 "FoldExport out and fold after training"
             )
-        network, _ = read_checkpoint(checkpoint, self._config)  # its own: the one in training may carry hooks
-        folded, report = fold(network)
-        preprocessing = getattr(getattr(trainer, "datamodule", None), "preprocessing", None)
+        saved = read_checkpoint(checkpoint, self._config)  # its own: the one in training may carry hooks
+        folded, report = fold(saved.network)
+        data = getattr(trainer, "datamodule", None)  # the checkpoint of a module of your own may not say
+        facts = {
+            "preprocessing": getattr(data, "preprocessing", None),
+            "label_names": getattr(data, "class_names", None),
+        }
         folder = checkpoint.with_suffix(".folded")
         for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a run that was killed in the midst of writing
             shutil.rmtree(leftover, ignore_errors=True)
-        self.folders[checkpoint] = write_folder(folder, folded, preprocessing=preprocessing, report=report)
+        self.folders[checkpoint] = write_folder(folder, folded, report=report, **facts)
         log.debug("folded %s: %s", checkpoint, report)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .measure import Measured
 from .report import FoldReport
 from .ternarize import SpikingNetwork
 
@@ -18,34 +19,61 @@ TEMPLATE = Path(__file__).parent / "templates" / "card.md.jinja"
 
 def model_card(
     network: SpikingNetwork,
+    config: Mapping[str, Any],
     *,
-    version: str,
-    preprocessing: Mapping[str, Any] | None = None,
     report: FoldReport | None = None,
+    measured: Measured | None = None,
+    repo_id: str | None = None,
+    license: str | None = None,
+    recipe: str | None = None,
 ) -> str:
     """Text of a README.md as the Hugging Face Hub reads it: metadata in YAML, then Markdown.
 
     Args:
         network: With a ``config``.
-        version: Of lightning-tspike.
-        preprocessing: As a datamodule's ``preprocessing``.
+        config: Contents of ``config.json``.
         report: What folding did.
+        measured: What was measured; without it the card says that nothing was.
+        repo_id: Where it will be on the Hub.
+        license: Of the weights, as the Hub calls it.
+        recipe: Name of the recipe that trained it.
     """
-    config: Any = network.config
+    shape: Any = network.config
+    results = None
+    if measured is not None:
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=measured.dataset,
+                dataset_name=measured.dataset,
+                dataset_split="test",
+                metric_type="accuracy",
+                metric_name=f"top-1 accuracy, {precision} weights",
+                metric_value=round(accuracy, 6),
+            )
+            for precision, accuracy in measured.accuracies.items()
+        ]
     data = ModelCardData(
+        license=license,
         library_name="lightning-tspike",
         pipeline_tag="image-classification",
         tags=["spiking-neural-network", "ternary-spike"],
+        datasets=[measured.dataset] if measured is not None else None,
+        model_name=(repo_id or shape.backbone).rpartition("/")[2],
+        eval_results=results,
     )
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        network=config,
+        network=shape,
         neuron=type(next(iter(network.neurons().values()))).__name__,
-        images=f"[B, {config.in_chans}, H, W] or frames [B, {config.timesteps}, {config.in_chans}, H, W]",
+        images=f"[B, {shape.in_chans}, H, W] or frames [B, {shape.timesteps}, {shape.in_chans}, H, W]",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        preprocessing=preprocessing,
-        version=version,
+        config=config,
+        preprocessing=config["preprocessing"],
+        source=repo_id or "PATH_OF_THIS_FOLDER",
         fold=str(report) if report is not None else None,
+        measured=measured,
+        recipe=recipe,
     )
     return str(card)

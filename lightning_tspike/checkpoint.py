@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .models import NetworkConfig, create_network
 from .ternarize import SpikingNetwork
 
-__all__ = ["PREPROCESSING", "CheckpointError", "read_checkpoint"]
+__all__ = ["LABEL_NAMES", "PREPROCESSING", "CheckpointError", "SavedNetwork", "read_checkpoint"]
 
 PREPROCESSING = "preprocessing"
 """Key under which TernarySNNModule saves the datamodule's ``preprocessing``."""
 
+LABEL_NAMES = "label_names"
+"""Key under which it saves the datamodule's ``class_names``."""
+
 _PREFIX = "network."
+
+
+class SavedNetwork(NamedTuple):
+    """What a checkpoint holds: the network, and what is known of its input and its classes."""
+
+    network: SpikingNetwork
+    preprocessing: Mapping[str, Any] | None
+    label_names: Sequence[str] | None
 
 
 class CheckpointError(ValueError):
     """A file is not a checkpoint of a spiking network; the message names the file and what is wrong with it."""
 
 
-def read_checkpoint(
-    path: str | Path, config: NetworkConfig | None = None
-) -> tuple[SpikingNetwork, Mapping[str, Any] | None]:
+def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> SavedNetwork:
     """Rebuild a network from a checkpoint of :class:`lightning_tspike.TernarySNNModule`. Nothing in it is ever run.
 
     Args:
@@ -35,7 +44,8 @@ def read_checkpoint(
             a module of your own that keeps its network in ``network``.
 
     Returns:
-        The network, in train mode on the CPU, and the datamodule's ``preprocessing`` or None where it is not known.
+        The network, in train mode on the CPU, and the datamodule's ``preprocessing`` and class names, each None where
+        it is not known.
 
     Raises:
         CheckpointError: The file is missing, no checkpoint, sharded, or of another module.
@@ -64,7 +74,7 @@ def read_checkpoint(
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the network that it describes, {config}: {error}") from error
-    return network, saved.get(PREPROCESSING)
+    return SavedNetwork(network, saved.get(PREPROCESSING), saved.get(LABEL_NAMES))
 
 
 def _config(hyper_parameters: Mapping[str, Any], path: Path) -> NetworkConfig:

@@ -1,4 +1,4 @@
-"""The command ``tspike``. Training commands are LightningCLI's; this file finds recipes, lists the zoo and folds."""
+"""The command ``tspike``. Training commands are LightningCLI's; the zoo's are in ``zoo_cli.py``, the others here."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from . import zoo
+from .zoo_cli import predict, run_zoo
 
 if TYPE_CHECKING:
     from .ternarize import SpikingNetwork
@@ -26,12 +23,14 @@ def main(args: Sequence[str] | None = None) -> None:
     ``tspike fit|validate|test|predict ...`` is a LightningCLI; its ``--config`` also takes the name of a recipe that
     comes with the package. ``tspike data check RECIPE`` reads a recipe's data once; ``tspike report RUN_DIR`` draws
     what a run has logged; ``tspike fold CKPT`` folds a checkpoint, ``tspike import-official CKPT`` one of the paper
-    authors' code; ``tspike zoo list [PATTERN]`` shows the zoo.
+    authors' code; ``tspike zoo ...`` and ``tspike predict --model NAME IMAGE...`` use the zoo.
     """
     words = list(sys.argv[1:] if args is None else args)
     try:
         if words[:1] == ["zoo"]:
-            _zoo(words[1:])
+            run_zoo(words[1:])
+        elif words[:1] == ["predict"] and any(word.split("=")[0] == "--model" for word in words):
+            predict(words[1:])
         elif words[:1] == ["fold"]:
             _fold(words[1:])
         elif words[:1] == ["import-official"]:
@@ -83,12 +82,14 @@ def _fold(words: Sequence[str]) -> None:
     try:
         if options.checkpoint.is_dir():
             network, config = read_folder(options.checkpoint)
-            preprocessing = config["preprocessing"]
+            facts = {key: config[key] for key in ("preprocessing", "label_names")}
         else:
-            network, preprocessing = read_checkpoint(options.checkpoint)
+            saved = read_checkpoint(options.checkpoint)
+            network = saved.network
+            facts = {"preprocessing": saved.preprocessing, "label_names": saved.label_names}
     except (ValueError, OSError) as error:  # CheckpointError, FolderError
         sys.exit(f"tspike: {error}")
-    _write_folded(network, output, preprocessing, integer_pools=options.integer_pools, merge_bn=options.merge_bn)
+    _write_folded(network, output, facts, integer_pools=options.integer_pools, merge_bn=options.merge_bn)
 
 
 def _import_official(words: Sequence[str]) -> None:
@@ -111,7 +112,7 @@ def _import_official(words: Sequence[str]) -> None:
         network = import_official(options.checkpoint, options.timesteps)
     except ValueError as error:
         sys.exit(f"tspike: {error}")
-    _write_folded(network, options.output or options.checkpoint.with_suffix(".folded"), None)
+    _write_folded(network, options.output or options.checkpoint.with_suffix(".folded"), {})
 
 
 def _report(words: Sequence[str]) -> None:
@@ -161,7 +162,7 @@ def _data(words: Sequence[str]) -> None:
 def _write_folded(
     network: SpikingNetwork,
     output: Path,
-    preprocessing: Mapping[str, Any] | None,
+    facts: Mapping[str, Any],
     *,
     integer_pools: bool = False,
     merge_bn: bool = False,
@@ -172,28 +173,7 @@ def _write_folded(
 
     try:
         folded, report = fold(network, integer_pools=integer_pools, merge_bn=merge_bn)
-        write_folder(output, folded, preprocessing=preprocessing, report=report)
+        write_folder(output, folded, report=report, **facts)
     except (FoldError, OSError) as error:
         sys.exit(f"tspike: {error}")
     print(f"{report.details()}\nwritten: {output}")
-
-
-def _zoo(words: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="tspike zoo", description="The model zoo.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    list_parser = commands.add_parser("list", help="list the entries")
-    list_parser.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. '*resnet*'")
-    options = parser.parse_args(words)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "T", "status", "test accuracy", "recipe"):
-        table.add_column(column, no_wrap=True)  # 80 characters are enough: names are there to be copied
-    for entry in map(zoo.info, zoo.list(options.pattern)):
-        accuracy = entry.metrics.get("test/acc1")
-        table.add_row(
-            entry.name,
-            str(entry.timesteps),
-            entry.status,
-            "" if accuracy is None else f"{100 * accuracy:.2f} %",
-            entry.recipe,
-        )
-    Console().print(table)

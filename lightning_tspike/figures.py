@@ -13,7 +13,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-__all__ = ["plot_amplitudes", "plot_curves", "plot_energy", "plot_firing_rates", "plot_histograms", "plot_over_time"]
+__all__ = [
+    "plot_amplitudes",
+    "plot_curves",
+    "plot_energy",
+    "plot_firing_rates",
+    "plot_histograms",
+    "plot_neuron_amplitudes",
+    "plot_over_time",
+]
 
 POSITIVE, NEGATIVE, NEUTRAL = "#c1443c", "#3b6fb6", "#8a8f98"
 
@@ -108,6 +116,19 @@ def plot_firing_rates(rates: Mapping[str, tuple[float, float]]) -> Figure:
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.set_ylabel("firing rate")
     axes.legend(frameon=False)
+    return figure
+
+
+def plot_neuron_amplitudes(amplitudes: Mapping[str, Any]) -> Figure:
+    """Amplitude of every layer, or the range and the mean of a layer's channels."""
+    figure, axes = _figure(max(6.0, 1.5 + 0.28 * len(amplitudes)), 4.2)
+    for place, amplitude in enumerate(amplitudes.values()):
+        values = np.atleast_1d(np.asarray(amplitude, dtype=float))
+        axes.vlines(place, values.min(), values.max(), color=POSITIVE, linewidth=2)
+        axes.plot(place, values.mean(), "o", color=POSITIVE, markersize=5)
+    axes.axhline(1, color="black", linestyle="--", linewidth=0.8)
+    _name_layers(axes, list(amplitudes))
+    axes.set_ylabel("amplitude before folding")
     return figure
 
 

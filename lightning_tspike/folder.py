@@ -1,24 +1,10 @@
-"""A network as a folder: ``model.safetensors`` (weights) and ``config.json`` (all that rebuilds the network).
+"""A network as a folder: ``config.json`` (``manifest.py``) and weights as safetensors (``weights.py``).
 
-Beside them a model card, ``README.md``.
+Beside them a model card, ``README.md``, and ``fold_report.json``, where the writer knew what folding did; nothing reads
+these two. ``unfolded/`` may hold the network before folding, as such a folder of its own: for training on.
 
-``config.json``, schema version 2::
-
-    schema_version    2
-    library_version   version of lightning-tspike that wrote the folder
-    network           the fields of lightning_tspike.models.NetworkConfig
-    amplitudes        names of the neurons that keep an amplitude of their own; empty where all are folded away
-    sum_pools         names of average pools that sum instead
-    merged_norms      {name of a batch norm that is gone: name of the layer that has taken it up}
-    preprocessing     null where it is not known, or {"input_size": [C, H, W], "mean": [C numbers], "std": [C numbers]};
-                      for images that are resized also "interpolation" and "crop_pct"; for event cameras "frames":
-                      {"timesteps", "slice_by", "sensor_size"}, and the values are counts of events
-
-A folded network has thresholds of shape [], or [C] where its channels need different ones. Version 1 had neither
-``sum_pools`` nor ``merged_norms``. What folding did is in ``fold_report.json``, where the writer knew it; nothing reads
-that file.
-
-Nothing in a folder is ever run: names are looked up in timm's registry, weights are safetensors.
+Nothing in a folder is ever run: names are looked up in timm's registry, weights are safetensors, and what was changed
+after it was written is refused.
 """
 
 from __future__ import annotations
@@ -26,35 +12,44 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, fields
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .atomic import replace_folder
 from .card import model_card
-from .models import NetworkConfig, create_network
+from .manifest import CONFIG, describe, read_config
+from .measure import Measured
+from .models import NetworkConfig, check_name, create_network
 from .report import FoldReport
 from .rewrite import Rewrites
 from .ternarize import SpikingNetwork
+from .weights import FILES, PRECISIONS, FolderError, Precision, encode, file_facts, numbers_in, own_file, read_weights
 
-__all__ = ["CONFIG", "WEIGHTS", "FolderError", "read_folder", "write_folder"]
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "REPORT",
+    "UNFOLDED",
+    "FolderError",
+    "read_folder",
+    "read_manifest",
+    "timm_cfg",
+    "write_folder",
+]
 
-SCHEMA_VERSION = 2
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 REPORT = "fold_report.json"
 CARD = "README.md"
-
-
-class FolderError(ValueError):
-    """A folder does not hold a network; the message names the file, what is wrong with it and the way out."""
+UNFOLDED = "unfolded"
 
 
 def write_folder(
@@ -62,15 +57,26 @@ def write_folder(
     network: SpikingNetwork,
     *,
     preprocessing: Mapping[str, Any] | None = None,
+    label_names: Sequence[str] | None = None,
     report: FoldReport | None = None,
+    precisions: Iterable[Precision] = ("float32",),
+    unfolded: SpikingNetwork | None = None,
+    measured: Measured | None = None,
+    **card: Any,
 ) -> Path:
     """Write a network to a folder, whole or not at all: all is written under another name first, then renamed.
 
     Args:
         path: The folder. A network's folder that is there already is replaced.
-        network: Built by :func:`lightning_tspike.models.create_network`, or a folded copy of such a one.
+        network: Built by :func:`lightning_tspike.models.create_network`, or a folded copy of such a one. Its weights
+            are written as float32.
         preprocessing: ``input_size``, ``mean`` and ``std`` of the images, as a datamodule's ``preprocessing`` has them.
+        label_names: Of the K classes.
         report: What folding did, from :func:`lightning_tspike.fold.fold`.
+        precisions: At which precisions the weights are written, see ``weights.py``.
+        unfolded: The network before folding, to go into ``unfolded/``.
+        measured: What was measured of the network, for the card.
+        card: What else the card says, see :func:`lightning_tspike.card.model_card`.
 
     Returns:
         The path.
@@ -88,99 +94,194 @@ def write_folder(
     path = Path(path).resolve()
     if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} is there and is no folder of a network: it is not replaced; choose another name")
-    config: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "library_version": version("lightning-tspike"),
-        "network": asdict(network.config),
-        "amplitudes": [name for name, neuron in network.neurons().items() if neuron.raw_amplitude is not None],
-        "sum_pools": list(network.rewrites.sum_pools),
-        "merged_norms": dict(network.rewrites.merged_norms),
-        "preprocessing": dict(preprocessing) if preprocessing is not None else None,
-    }
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.model.state_dict().items()}
+    facts = {"preprocessing": preprocessing, "label_names": label_names}
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         scratch.mkdir()
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        inner = _fill(scratch / UNFOLDED, unfolded, ("float32",), None, facts) if unfolded is not None else None
+        config = _fill(scratch, network, precisions, inner and inner["sha256"], facts)
         if report is not None:
             (scratch / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-        (scratch / CARD).write_text(
-            model_card(network, version=config["library_version"], preprocessing=preprocessing, report=report)
-        )
-        save_file(weights, scratch / WEIGHTS, metadata={"format": "pt"})
-        # safetensors lets only the owner read its files; whoever may read the configuration may read the weights
-        (scratch / WEIGHTS).chmod((scratch / CONFIG).stat().st_mode)
+        text = model_card(network, config, report=report, measured=measured, **card)
+        (scratch / CARD).write_text(text, encoding="utf-8")
+        for name, picture in (measured.pictures if measured else {}).items():
+            (scratch / name).write_bytes(picture)
         replace_folder(scratch, path)
     except SafetensorError as error:
-        raise OSError(f"{path / WEIGHTS} cannot be written: {error}") from error
+        raise OSError(f"the weights in {path} cannot be written: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return path
 
 
-def read_folder(path: str | Path) -> tuple[SpikingNetwork, dict[str, Any]]:
+def _fill(
+    folder: Path,
+    network: SpikingNetwork,
+    precisions: Iterable[Precision],
+    unfolded: str | None,
+    facts: dict[str, Any],
+) -> dict[str, Any]:
+    """Write weights and configuration into a folder; gives the configuration."""
+    folder.mkdir(exist_ok=True)
+    weights = {}
+    for precision in precisions:
+        file = folder / FILES[precision]
+        save_file(encode(network.model.state_dict(), precision), file, metadata={"format": "pt"})
+        weights[precision] = file_facts(file)
+    config = describe(network, weights=weights, unfolded=unfolded, **facts)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for precision in weights:
+        # safetensors lets only the owner read its files; whoever may read the configuration may read the weights
+        (folder / FILES[precision]).chmod((folder / CONFIG).stat().st_mode)
+    return config
+
+
+def read_manifest(path: str | Path, *, sha256: str | None = None) -> dict[str, Any]:
+    """The contents of a folder's ``config.json``, as of our own schema version.
+
+    Args:
+        path: The folder.
+        sha256: What its ``sha256`` must be, where that is known from elsewhere.
+
+    Raises:
+        FolderError: It is missing, damaged, not understood, or not the one that is expected.
+    """
+    config = read_config(Path(path) / CONFIG)
+    if sha256 is not None and config["sha256"] != sha256:
+        raise FolderError(
+            f"{Path(path) / CONFIG} is not the one that is expected: its sha256 is {config['sha256']}, not {sha256}"
+        )
+    return config
+
+
+def read_folder(
+    path: str | Path, *, precision: Precision | None = None, sha256: str | None = None
+) -> tuple[SpikingNetwork, dict[str, Any]]:
     """Read a network from a folder that :func:`write_folder` wrote.
 
     Args:
         path: The folder.
+        precision: Which file of weights to read; by default the most precise that is there. The network is float32.
+        sha256: As for :func:`read_manifest`.
 
     Returns:
         The network, in eval mode on the CPU, and the contents of its ``config.json``.
 
     Raises:
-        FolderError: A file is missing or damaged, the configuration is not understood, or the weights are not exactly
-            those of the network it describes.
+        FolderError: A file is missing, damaged or was changed, the configuration is not understood, or the weights are
+            not exactly those of the network it describes.
     """
     path = Path(path)
-    config = _read_config(path / CONFIG)
-    network = _build(config, path / CONFIG)
-    weights = _read_weights(path / WEIGHTS)
+    config = read_manifest(path, sha256=sha256)
+    file = path / FILES[_choose(config, precision, path)]
+    _check_file(own_file(file), config["weights"].get(_precision_of(file)))
+    network = _build(config, path / CONFIG, numbers_in(file))
+    weights = read_weights(file)
     _shape_neurons(network, config["amplitudes"], weights)
     _check_weights(weights, network.model.state_dict(), path)
     network.model.load_state_dict(weights)
+    network.pretrained_cfg = timm_cfg(config)
     return network.eval(), config
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise FolderError(f"{file} is missing: a network's folder holds {CONFIG} and {WEIGHTS}")
-    try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FolderError(f"{file} is not valid JSON ({error}); export or download the folder again") from error
-    if not isinstance(config, dict) or type(config.get("schema_version")) is not int or config["schema_version"] < 1:
-        raise FolderError(f"{file} has no whole number 'schema_version': it was not written by lightning-tspike")
-    if config["schema_version"] > SCHEMA_VERSION:
+def timm_cfg(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm calls a model's ``pretrained_cfg``: name and classes, and the preprocessing of its images."""
+    network, preprocessing = config["network"], dict(config["preprocessing"] or {})
+    for key in ("input_size", "mean", "std"):
+        if key in preprocessing:
+            preprocessing[key] = tuple(preprocessing[key])
+    names = {"label_names": config["label_names"]} if config["label_names"] else {}
+    return {
+        "architecture": network["backbone"],
+        "num_classes": network.get("num_classes", 1000),
+        **preprocessing,
+        **names,
+    }
+
+
+def _choose(config: Mapping[str, Any], precision: Precision | None, path: Path) -> Precision:
+    there = [known for known in PRECISIONS if known in config["weights"]] or ["float32"]  # older schema versions
+    if precision is None:
+        return there[0]
+    if precision not in there:
+        raise FolderError(f"{path} has no weights of precision {precision!r}, only {', '.join(there)}")
+    return precision
+
+
+def _precision_of(file: Path) -> Precision:
+    return next(precision for precision, name in FILES.items() if name == file.name)
+
+
+def _check_file(file: Path, facts: Mapping[str, Any] | None) -> None:
+    """Refuse weights that are not those that were written; by size first, before a large file is read."""
+    if facts is None:  # older schema versions do not say
+        return
+    if (size := file.stat().st_size) != facts["size"]:
         raise FolderError(
-            f"{file} has schema version {config['schema_version']}, this lightning-tspike "
-            f"{version('lightning-tspike')} reads up to {SCHEMA_VERSION}; upgrade lightning-tspike"
+            f"{file} has {size} bytes, not {facts['size']}: it is cut off or was changed; export or download the "
+            "folder again"
         )
-    if config["schema_version"] == 1:
-        config = {"sum_pools": [], "merged_norms": {}, **config}
-    kinds = {"network": dict, "amplitudes": list, "sum_pools": list, "merged_norms": dict, "preprocessing": dict | None}
-    for key, kind in kinds.items():
-        if not isinstance(config.get(key, ...), kind):
-            raise FolderError(f"{file}: {key!r} is missing or not understood, got {config.get(key)!r}")
-    return config
+    if (sha256 := file_facts(file)["sha256"]) != facts["sha256"]:
+        raise FolderError(
+            f"{file} was changed after it was written: its sha256 is {sha256}, not {facts['sha256']}; export or "
+            "download the folder again"
+        )
 
 
-def _build(config: dict[str, Any], file: Path) -> SpikingNetwork:
+def _build(config: dict[str, Any], file: Path, numbers: int) -> SpikingNetwork:
     known = {field.name for field in fields(NetworkConfig)}
     if unknown := sorted(set(config["network"]) - known):
         raise FolderError(f"{file}: unknown entries {unknown} in 'network', expected {sorted(known)}")
     try:
-        network = create_network(NetworkConfig(**config["network"]))
+        described = NetworkConfig(**config["network"])
+        _check_size(described, numbers)
+        network = create_network(described)
         network.rewrites = Rewrites(tuple(config["sum_pools"]), config["merged_norms"])
         network.rewrites.apply(network.model)
-    except (TypeError, ValueError) as error:
+    except FolderError as error:
+        raise FolderError(f"{file} {error}") from error
+    except Exception as error:  # what a hostile argument does to a model's constructor can be anything
         raise FolderError(f"{file} describes no network that can be built: {error}") from error
     neurons = network.neurons()
     for name in config["amplitudes"]:
         if not isinstance(name, str) or name not in neurons:
-            backbone = config["network"]["backbone"]
-            raise FolderError(f"{file}: 'amplitudes' names {name!r}, which is no neuron of {backbone}")
+            raise FolderError(f"{file}: 'amplitudes' names {name!r}, which is no neuron of {described.backbone}")
     return network
+
+
+def _check_size(config: NetworkConfig, numbers: int) -> None:
+    """Build the backbone without memory for its weights, and stop when it needs far more than the file has."""
+    if config.timesteps > _MOST_TIMESTEPS:
+        raise FolderError(f"has {config.timesteps} timesteps, no network has more than {_MOST_TIMESTEPS}")
+    check_name(config.backbone)
+    options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.backbone_kwargs}
+    # twice: folding can have merged norms into layers
+    # some models compute with the numbers of tensors, which have none here
+    not_on_meta = suppress(NotImplementedError, RuntimeError)
+    with _at_most(2 * numbers + 10_000), not_on_meta, torch.device("meta"):
+        timm.create_model(config.backbone, **options)
+
+
+_MOST_TIMESTEPS = 1 << 16
+
+
+@contextmanager
+def _at_most(limit: int) -> Iterator[None]:
+    """Stop with a FolderError as soon as modules that are built in here have more numbers than that."""
+    count = 0
+
+    def look(_module: nn.Module, _name: str, parameter: Any) -> None:
+        nonlocal count
+        count += parameter.numel() + 1 if parameter is not None else 1
+        if count > limit:
+            raise FolderError(f"describes a network of more than {limit} numbers, far more than its weights have")
+
+    hook = register_module_parameter_registration_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _shape_neurons(network: SpikingNetwork, amplitudes: list[str], weights: Mapping[str, Tensor]) -> None:
@@ -194,15 +295,6 @@ def _shape_neurons(network: SpikingNetwork, amplitudes: list[str], weights: Mapp
         if name in amplitudes:
             shape = raw_amplitude.shape if raw_amplitude is not None and raw_amplitude.ndim == 1 else ()
             neuron.raw_amplitude = nn.Parameter(torch.ones(shape))
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise FolderError(f"{file} is missing: a network's folder holds {CONFIG} and {WEIGHTS}")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise FolderError(f"{file} is damaged ({error}); export or download the folder again") from error
 
 
 def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
@@ -223,5 +315,5 @@ def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], path
             problems.append(f"{name} is {weights[name].tolist()}, expected a number above 0")
     if problems:
         raise FolderError(
-            f"{path / WEIGHTS} does not fit {path / CONFIG}: {'; '.join(problems)}; export or download the folder again"
+            f"the weights in {path} do not fit its {CONFIG}: {'; '.join(problems)}; export or download the folder again"
         )

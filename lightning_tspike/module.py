@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from . import functional
 from .calibration import copy_weights
-from .checkpoint import PREPROCESSING
+from .checkpoint import LABEL_NAMES, PREPROCESSING
 from .losses import distillation_loss, membrane_regularization, tet_loss
 from .models import NetworkConfig, create_network, load_ann
 from .pretrained import start_from
@@ -178,6 +179,34 @@ class TernarySNNModule(L.LightningModule):
         self.val_metrics = MetricCollection(accuracies, prefix="val/")
         self.test_metrics = self.val_metrics.clone(prefix="test/")
 
+    @classmethod
+    def from_zoo(cls, name_or_path: str | os.PathLike[str], **options: Any) -> TernarySNNModule:
+        """A module that starts from trained weights: of the zoo, the Hub, a folder or a checkpoint.
+
+        Args:
+            name_or_path: As for :func:`lightning_tspike.zoo.load`. The network before folding is loaded.
+            options: Of the training, such as ``lr``; ``num_classes``, where it differs, gives a fresh classifier.
+
+        Raises:
+            ValueError: An option would change the network otherwise.
+            lightning_tspike.zoo.ZooError: There is nothing of that name, or it was published folded alone. Otherwise as
+                :func:`lightning_tspike.zoo.load`.
+        """
+        from . import zoo
+
+        network, config = zoo.load_with_config(name_or_path, folded=False)
+        shape = config["network"]
+        if changed := sorted(k for k in shape.keys() & options if k != "num_classes" and options[k] != shape[k]):
+            raise ValueError(
+                f"{name_or_path} has {', '.join(f'{k}={shape[k]!r}' for k in changed)}, which its weights depend on: "
+                f"leave {', '.join(changed)} out, or train a new network"
+            )
+        module = cls(**{**shape, **options})
+        if module.network.num_classes != network.num_classes:
+            network.reset_classifier(module.network.num_classes)
+        module.network.load_state_dict(network.state_dict())
+        return module
+
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, K], the mean over time."""
         return self.network(x)
@@ -263,7 +292,10 @@ class TernarySNNModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # what a folded copy needs to know of the images
-        checkpoint[PREPROCESSING] = getattr(getattr(self.trainer, "datamodule", None), "preprocessing", None)
+        data = getattr(self.trainer, "datamodule", None)
+        names = getattr(data, "class_names", None)
+        checkpoint[PREPROCESSING] = getattr(data, "preprocessing", None)
+        checkpoint[LABEL_NAMES] = None if names is None else [str(name) for name in names]
         # the weights are here: who loads them must not fetch the ANN's again
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["pretrained"] = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +41,8 @@ class SpikingNetwork(nn.Module):
         encoders: Names of the neurons that end the static prefix; empty where the input must be repeated T times.
         rewrites: Structural changes by folding since then.
         config: What :func:`lightning_tspike.models.create_network` built this from; None for a network of your own.
+        pretrained_cfg: Of trained weights, as timm has it: ``architecture``, ``num_classes``, and where they are known
+            ``input_size``, ``mean``, ``std``, ``label_names`` ...; empty otherwise.
     """
 
     def __init__(
@@ -52,6 +55,41 @@ class SpikingNetwork(nn.Module):
         self.encoders = tuple(encoders)
         self.config: NetworkConfig | None = None
         self.rewrites = Rewrites()
+        self.pretrained_cfg: dict[str, Any] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K.
+
+        Raises:
+            AttributeError: The model does not say.
+        """
+        return self.model.num_classes  # type: ignore[return-value]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one, to train on other classes; timm's models know how.
+
+        Args:
+            num_classes: Their number.
+
+        Raises:
+            ValueError: ``num_classes`` is less than 1, or the model has no ``reset_classifier``.
+        """
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes!r}")
+        reset: Any = getattr(self.model, "reset_classifier", None)
+        if reset is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has no reset_classifier, as timm's models have: replace its head"
+            )
+        reset(num_classes)
+        weight = next(self.model.parameters())
+        self.model.to(device=weight.device, dtype=weight.dtype)  # timm makes the new layer on the CPU, in float32
+        if self.config is not None:
+            self.config = replace(self.config, num_classes=num_classes)
+        self.pretrained_cfg = {k: v for k, v in self.pretrained_cfg.items() if k != "label_names"}
+        if self.pretrained_cfg:
+            self.pretrained_cfg["num_classes"] = num_classes
 
     def neurons(self) -> dict[str, SpikingNeuron]:
         """The neurons by their names in ``model``, in the order in which they are registered."""

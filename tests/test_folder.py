@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_tspike.fold import fold
-from lightning_tspike.folder import FolderError, read_folder, write_folder
+from lightning_tspike.folder import FolderError, read_folder, read_manifest, write_folder
+from lightning_tspike.manifest import seal
 from lightning_tspike.models import NetworkConfig, create_network
 from lightning_tspike.ternarize import SpikingNetwork, ternarize
+from lightning_tspike.weights import FILES, file_facts
 
 KWARGS = {"backbone_kwargs": {"layers": [1, 1], "widths": [4, 8]}, "num_classes": 5, "timesteps": 3}
 
@@ -93,8 +96,19 @@ def test_network_without_a_name(tmp_path: Path) -> None:
 
 
 def edit_config(folder: Path, **changes: object) -> None:
+    """Change the configuration as somebody would who knows how to seal it."""
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+    (folder / "config.json").write_text(json.dumps(seal(config | changes)))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], precision: str = "float32") -> None:
+    """Change the weights likewise."""
+    file = folder / FILES[precision]
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file)
+    config = json.loads((folder / "config.json").read_text())
+    edit_config(folder, weights={**config["weights"], precision: file_facts(file)})
 
 
 @pytest.mark.parametrize(
@@ -105,6 +119,13 @@ def edit_config(folder: Path, **changes: object) -> None:
         ("[1, 2]", "schema_version"),
         ('{"schema_version": 99}', "schema version 99.*upgrade"),
         ('{"schema_version": 1}', "'network' is missing"),
+        ('{"schema_version": 1, "schema_version": 2}', "has a key twice"),
+        ('{"schema_version": NaN}', "NaN is no JSON"),
+        ('{"schema_version": 3}', "was changed after it was written"),
+        ('{"schema_version": 2, "sha256": ""}', r"unknown entries \['sha256'\] for schema version 2"),
+        ("[" * 200_000, "not valid JSON"),
+        ('{"schema_version": ' + "9" * 5000 + "}", "not valid JSON"),
+        (" " * 5_000_000, "5000000 bytes, no configuration has more"),
         ('{"schema_version": 1, "network": {}, "amplitudes": [], "preprocessing": null}', "backbone"),
     ],
 )
@@ -120,6 +141,13 @@ def test_config_that_is_not_understood(folder: Path, text: str, message: str) ->
         ({"backbone": "resnet43"}, "unknown backbone 'resnet43'; did you mean"),
         ({"backbone": "hf-hub:evil/model"}, "unknown backbone"),
         ({"backbone": "resnet18", "timesteps": 0}, "timesteps"),
+        ({"backbone": "tspike_resnet_small", "timesteps": 10**9}, "has 1000000000 timesteps"),
+        ({"backbone": "tspike_resnet_small", "num_classes": 10**9}, "far more than its weights have"),
+        (
+            {"backbone": "tspike_resnet_small", "backbone_kwargs": {"layers": [10**9, 1, 1]}},
+            "far more than its weights",
+        ),
+        ({"backbone": "resnet18", "backbone_kwargs": {"act_layer": "os.system"}}, "no network that can be built"),
         ({"backbone": "resnet18", "surprise": 1}, r"unknown entries \['surprise'\]"),
         ({"backbone": 5}, "backbone must be the name"),
         ({"backbone": "resnet18", "decay": "x"}, "decay must be a number"),
@@ -172,18 +200,121 @@ def _spoil(weights: dict[str, torch.Tensor]) -> None:
     ],
 )
 def test_weights_that_do_not_fit(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], message: str) -> None:
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors")
+    edit_weights(folder, change)
     with pytest.raises(FolderError, match=message):
         read_folder(folder)
 
 
 def test_weights_that_are_damaged(folder: Path) -> None:
     file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    with pytest.raises(FolderError, match=f"has 100 bytes, not {len(whole)}: it is cut off or was changed"):
+        read_folder(folder)
+    edit_config(folder, weights={"float32": file_facts(file)})
     with pytest.raises(FolderError, match="is damaged"):
         read_folder(folder)
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    edit_config(folder, weights={"float32": {**file_facts(file), "sha256": hashlib.sha256(whole).hexdigest()}})
+    with pytest.raises(FolderError, match="was changed after it was written"):
+        read_folder(folder)
+
+
+def test_a_changed_configuration_is_told(folder: Path) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    expected = config["sha256"]
+    assert read_manifest(folder, sha256=expected) == config
+    changed = {**config, "network": {**config["network"], "decay": 0.125}}
+    file.write_text(json.dumps(changed))
+    with pytest.raises(FolderError, match="was changed after it was written: 'sha256' does not fit"):
+        read_folder(folder)
+    file.write_text(json.dumps(seal(changed)))  # well-formed, but another one
+    with pytest.raises(FolderError, match=f"is not the one that is expected: its sha256 is .*, not {expected}"):
+        read_folder(folder, sha256=expected)
+
+
+def test_precisions(tmp_path: Path, lively: Callable[..., SpikingNetwork]) -> None:
+    """Rounded weights by hand: int8 to 1/127 of a channel's largest, bfloat16 to 8 bits; the rest is untouched."""
+    network = lively("tspike_resnet_small", **KWARGS).float()
+    with torch.no_grad():
+        network.model.conv1.weight[1] = 0  # a channel without weights
+    folded, _ = fold(network)
+    folder = write_folder(tmp_path / "net", folded, precisions=("float32", "bfloat16", "int8"), unfolded=network)
+    exact = folded.model.state_dict()
+    for precision in ("float32", "bfloat16", "int8"):
+        loaded = read_folder(folder, precision=precision)[0].model.state_dict()
+        assert loaded.keys() == exact.keys()
+        for name, tensor in exact.items():
+            if precision == "float32" or tensor.ndim < 2:
+                assert torch.equal(loaded[name], tensor)
+            elif precision == "bfloat16":
+                assert torch.equal(loaded[name], tensor.bfloat16().float())
+            else:
+                step = tensor.abs().flatten(1).amax(1).clamp(min=1e-30).view(-1, *[1] * (tensor.ndim - 1)) / 127
+                assert ((loaded[name] - tensor).abs() <= step * 0.5001).all()
+                assert (loaded[name] / step).round().abs().max() == 127
+    assert torch.equal(read_folder(folder)[0].model.conv1.weight, folded.model.conv1.weight)  # float32 goes first
+    sizes = {precision: (folder / name).stat().st_size for precision, name in FILES.items()}
+    assert sizes["int8"] < sizes["bfloat16"] < sizes["float32"]
+    unfolded, config = read_folder(folder / "unfolded")
+    assert json.loads((folder / "config.json").read_text())["unfolded"] == config["sha256"]
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(unfolded(x), network(x))
+    (folder / FILES["float32"]).unlink()
+    with pytest.raises(FolderError, match=r"model\.safetensors is missing"):
+        read_folder(folder)
+    with pytest.raises(FolderError, match="has no weights of precision 'float16', only float32, bfloat16, int8"):
+        read_folder(folder, precision="float16")
+    assert read_folder(folder, precision="int8")
+
+
+def _half(weights: dict[str, torch.Tensor]) -> None:
+    weights["fc.weight"] = weights["fc.weight"].double()
+
+
+def _unscaled(weights: dict[str, torch.Tensor]) -> None:
+    del weights["fc.weight:scale"]
+
+
+def _scaled_twice(weights: dict[str, torch.Tensor]) -> None:
+    weights["fc.weight:scale"] = torch.ones(2, 5)
+
+
+def _scale_of_nothing(weights: dict[str, torch.Tensor]) -> None:
+    weights["fc.bias:scale"] = torch.ones(5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_half, r"fc\.weight has type torch\.float64, which no file of lightning-tspike has"),
+        (_unscaled, r"fc\.weight is int8 and has no float32 fc\.weight:scale \[5\]"),
+        (_scaled_twice, r"fc\.weight is int8 and has no float32 fc\.weight:scale \[5\]"),
+        (_scale_of_nothing, r"fc\.bias:scale scales no tensor of int8"),
+    ],
+)
+def test_rounded_weights_that_make_no_sense(
+    tmp_path: Path,
+    lively: Callable[..., SpikingNetwork],
+    change: Callable[[dict[str, torch.Tensor]], None],
+    message: str,
+) -> None:
+    folder = write_folder(tmp_path / "net", lively("tspike_resnet_small", **KWARGS).float(), precisions=("int8",))
+    edit_weights(folder, change, "int8")
+    with pytest.raises(FolderError, match=message):
+        read_folder(folder)
+
+
+def test_label_names(folder: Path, tmp_path: Path) -> None:
+    network, config = read_folder(folder)
+    assert config["label_names"] is None
+    named = write_folder(tmp_path / "named", network, label_names=list("abcde"))
+    assert read_manifest(named)["label_names"] == list("abcde")
+    for names in (["a"], [1, 2, 3, 4, 5]):
+        edit_config(named, label_names=names)
+        with pytest.raises(FolderError, match="'label_names' must be 5 texts"):
+            read_folder(named)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -222,7 +353,8 @@ def test_schema_version_1_is_read(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     x = torch.randn(2, 3, 8, 8)
     expected = read_folder(folder)[0](x)
-    del config["sum_pools"], config["merged_norms"]
+    for entry in ("sum_pools", "merged_norms", "label_names", "weights", "unfolded", "sha256"):
+        del config[entry]
     new = ("neuron", "learn_decay", "learn_threshold", "reset", "surrogate", "freeze_cancelled")
     config["network"] = {name: value for name, value in config["network"].items() if name not in new}
     (folder / "config.json").write_text(json.dumps({**config, "schema_version": 1}))
@@ -240,7 +372,6 @@ def test_schema_version_1_is_read(folder: Path) -> None:
     ],
 )
 def test_structural_changes_that_make_no_sense(folder: Path, change: dict[str, object], message: str) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    edit_config(folder, **change)
     with pytest.raises(FolderError, match=message):
         read_folder(folder)

@@ -186,7 +186,7 @@ def test_averaged_weights_are_what_is_saved_and_folded(tmp_path: Path) -> None:
     mean = weights[0]
     for step in weights[1:]:
         mean = {name: 0.9 * mean[name] + 0.1 * step[name] for name in mean}
-    saved, _ = read_checkpoint(keep.best_model_path)
+    saved = read_checkpoint(keep.best_model_path).network
     for name, parameter in saved.named_parameters():
         torch.testing.assert_close(parameter, mean[name], rtol=1e-4, atol=1e-5)
         if name.endswith("conv1.weight"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightning_tspike import zoo
+from lightning_tspike.checkpoint import CheckpointError
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.evaluation import evaluate
 from lightning_tspike.folder import FolderError
@@ -77,7 +78,7 @@ def test_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"config\.json is missing"):
         zoo.load(tmp_path)
     (tmp_path / "best.ckpt").touch()
-    with pytest.raises(zoo.ZooError, match=r"best\.ckpt is a file"):
+    with pytest.raises(CheckpointError, match=r"best\.ckpt is damaged or not a Lightning checkpoint"):
         zoo.load(tmp_path / "best.ckpt")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as vision
 
-from .event_sources import Recordings
+from .event_sources import Recordings, find_dataset
 
-__all__ = ["CachedFrames", "FrameAugmentation", "Frames", "SliceBy"]
+__all__ = ["CachedFrames", "FrameAugmentation", "Frames", "SliceBy", "frames_transform"]
 
 SliceBy = Literal["time", "events"]
 
@@ -40,27 +41,44 @@ class Frames:
         slice_by: SliceBy,
         size: tuple[int, int],
     ) -> None:
-        from tonic import transforms
-
-        self.recordings, self.sensor_size, self.timesteps = recordings, sensor_size, timesteps
-        width, height, polarities = sensor_size
-        target = (size[1], size[0])
-        bins = {"n_time_bins": timesteps} if slice_by == "time" else {"n_event_bins": timesteps}
-        steps: list[Any] = [transforms.ToFrame(sensor_size=(*target, polarities), **bins)]
-        if target != (width, height):
-            steps.insert(0, transforms.Downsample(sensor_size=sensor_size, target_size=target))
-        self.to_frames = transforms.Compose(steps)
+        self.recordings = recordings
+        self.to_frames = ToFrames(sensor_size, timesteps, slice_by, size)
 
     def __len__(self) -> int:
         return len(self.recordings)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         events, label = self.recordings[index]
-        self._check(events)
         return self.to_frames(events), label
 
     def filename(self, index: int) -> str:
         return self.recordings.filename(index)
+
+
+class ToFrames:
+    """Events (an array with fields x, y, t, p) to counts int16 [T, P, H, W]; the arguments are those of Frames.
+
+    Raises:
+        ValueError: In a call: too few events, or some outside of the sensor.
+    """
+
+    def __init__(
+        self, sensor_size: tuple[int, int, int], timesteps: int, slice_by: SliceBy, size: tuple[int, int]
+    ) -> None:
+        from tonic import transforms
+
+        self.sensor_size, self.timesteps = sensor_size, timesteps
+        width, height, polarities = sensor_size
+        target = (size[1], size[0])
+        bins = {"n_time_bins": timesteps} if slice_by == "time" else {"n_event_bins": timesteps}
+        steps: list[Any] = [transforms.ToFrame(sensor_size=(*target, polarities), **bins)]
+        if target != (width, height):
+            steps.insert(0, transforms.Downsample(sensor_size=sensor_size, target_size=target))
+        self.steps = transforms.Compose(steps)
+
+    def __call__(self, events: Any) -> np.ndarray:
+        self._check(events)
+        return self.steps(events)
 
     def _check(self, events: Any) -> None:
         # tonic counts a negative coordinate from the other edge, and divides no events into no frames
@@ -72,6 +90,22 @@ class Frames:
                 raise ValueError(
                     f"events outside of the sensor: {field} runs from {low} to {high}, expected 0 to {limit - 1}"
                 )
+
+
+def frames_transform(preprocessing: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+    """From events to a network's input: float32 [T, P, H, W].
+
+    Args:
+        preprocessing: As EventDataModule has it.
+
+    Raises:
+        ModuleNotFoundError: tonic is not installed.
+    """
+    frames = preprocessing["frames"]
+    _, height, width = preprocessing["input_size"]
+    find_dataset("NMNIST")  # says which extra is missing
+    to_frames = ToFrames(tuple(frames["sensor_size"]), frames["timesteps"], frames["slice_by"], (height, width))
+    return lambda events: torch.from_numpy(to_frames(events)).float()
 
 
 class CachedFrames:

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from .samples import collate_readable
 
-__all__ = ["Cutout", "Mixing", "evaluation_transform", "training_transform"]
+__all__ = ["Cutout", "Mixing", "any_image_transform", "evaluation_transform", "training_transform"]
 
 
 def evaluation_transform(preprocessing: Mapping[str, Any]) -> Callable[[Any], Tensor]:
@@ -35,6 +35,13 @@ def evaluation_transform(preprocessing: Mapping[str, Any]) -> Callable[[Any], Te
         std=tuple(preprocessing["std"]),
         crop_pct=preprocessing.get("crop_pct", 1.0),
     )
+
+
+def any_image_transform(preprocessing: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+    """As :func:`evaluation_transform`, of images in whatever mode (grey, RGB, with a palette, with transparency)."""
+    mode = {1: "L", 3: "RGB"}.get(preprocessing["input_size"][0])
+    evaluate = evaluation_transform(preprocessing)
+    return evaluate if mode is None else lambda image: evaluate(image.convert(mode))
 
 
 def training_transform(

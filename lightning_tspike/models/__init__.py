@@ -2,6 +2,6 @@
 
 from . import ms_resnet, resnet, sew_resnet, vgg
 from .ann import load_ann
-from .create import NetworkConfig, create_network
+from .create import NetworkConfig, check_name, create_network
 
-__all__ = ["NetworkConfig", "create_network", "load_ann", "ms_resnet", "resnet", "sew_resnet", "vgg"]
+__all__ = ["NetworkConfig", "check_name", "create_network", "load_ann", "ms_resnet", "resnet", "sew_resnet", "vgg"]
