@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def model_card(
     *,
     report: FoldReport | None = None,
     measured: Measured | None = None,
-    repo_id: str | None = None,
+    name: str | None = None,
+    files: Sequence[str] = (),
     license: str | None = None,
     recipe: str | None = None,
 ) -> str:
@@ -34,7 +36,8 @@ def model_card(
         config: Contents of ``config.json``.
         report: What folding did.
         measured: What was measured; without it the card says that nothing was.
-        repo_id: Where it will be on the Hub.
+        name: What ``zoo.load`` will find it by.
+        files: What else is in the folder.
         license: Of the weights, as the Hub calls it.
         recipe: Name of the recipe that trained it.
     """
@@ -44,7 +47,7 @@ def model_card(
         results = [
             EvalResult(
                 task_type="image-classification",
-                dataset_type=measured.dataset,
+                dataset_type=re.sub("[^a-z0-9]+", "-", measured.dataset.partition("(")[0].lower()).strip("-"),
                 dataset_name=measured.dataset,
                 dataset_split="test",
                 metric_type="accuracy",
@@ -58,8 +61,7 @@ def model_card(
         library_name="lightning-tspike",
         pipeline_tag="image-classification",
         tags=["spiking-neural-network", "ternary-spike"],
-        datasets=[measured.dataset] if measured is not None else None,
-        model_name=(repo_id or shape.backbone).rpartition("/")[2],
+        model_name=(name or shape.backbone).rpartition("/")[2],
         eval_results=results,
     )
     card = ModelCard.from_template(
@@ -71,7 +73,8 @@ def model_card(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         config=config,
         preprocessing=config["preprocessing"],
-        source=repo_id or "PATH_OF_THIS_FOLDER",
+        source=name or "PATH_OF_THIS_FOLDER",
+        files=files,
         fold=str(report) if report is not None else None,
         measured=measured,
         recipe=recipe,

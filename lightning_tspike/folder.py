@@ -62,6 +62,7 @@ def write_folder(
     precisions: Iterable[Precision] = ("float32",),
     unfolded: SpikingNetwork | None = None,
     measured: Measured | None = None,
+    files: Mapping[str, bytes] | None = None,
     **card: Any,
 ) -> Path:
     """Write a network to a folder, whole or not at all: all is written under another name first, then renamed.
@@ -76,6 +77,7 @@ def write_folder(
         precisions: At which precisions the weights are written, see ``weights.py``.
         unfolded: The network before folding, to go into ``unfolded/``.
         measured: What was measured of the network, for the card.
+        files: What else is to be in the folder, by name: pictures, a training log.
         card: What else the card says, see :func:`lightning_tspike.card.model_card`.
 
     Returns:
@@ -103,10 +105,10 @@ def write_folder(
         config = _fill(scratch, network, precisions, inner and inner["sha256"], facts)
         if report is not None:
             (scratch / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-        text = model_card(network, config, report=report, measured=measured, **card)
+        text = model_card(network, config, report=report, measured=measured, files=list(files or ()), **card)
         (scratch / CARD).write_text(text, encoding="utf-8")
-        for name, picture in (measured.pictures if measured else {}).items():
-            (scratch / name).write_bytes(picture)
+        for name, content in {**(measured.pictures if measured else {}), **(files or {})}.items():
+            (scratch / name).write_bytes(content)
         replace_folder(scratch, path)
     except SafetensorError as error:
         raise OSError(f"the weights in {path} cannot be written: {error}") from error

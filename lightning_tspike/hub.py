@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _PAUSES = (1.0, 2.0, 4.0)  # seconds before trying again what may pass
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses of that kind
+_PATIENT = 5.0  # seconds after which huggingface_hub has tried again by itself, as it does in some places
 
 
 class HubError(RuntimeError):
@@ -128,6 +129,7 @@ def upload(
             parent_commit=None if create_pr else before,
         ),
         what,
+        can_repeat=not create_pr,
     )
     if tag:
         _tag(api, repo_id, tag, commit.oid)
@@ -146,13 +148,18 @@ def _tag(api: HfApi, repo_id: str, tag: str, revision: str) -> None:
     _patiently(lambda: api.create_tag(repo_id, tag=tag, revision=revision), f"tagging {repo_id} as {tag!r}")
 
 
-def _patiently(call: Callable[[], T], what: str) -> T:
-    """Call, and call again after what may pass: a busy server, a connection that breaks off."""
+def _patiently(call: Callable[[], T], what: str, *, can_repeat: bool = True) -> T:
+    """Call, and call again after what may pass: a busy server, a connection that breaks off.
+
+    Where a lost answer must not lead to doing a thing twice, ``can_repeat`` is False: then only after a refusal.
+    """
     for pause in (*_PAUSES, None):
+        start = time.monotonic()
         try:
             return call()
         except Exception as error:  # httpx's, huggingface_hub's and OSError have no class in common
-            if pause is None or not _may_pass(error):
+            was_patient = time.monotonic() - start > _PATIENT
+            if pause is None or was_patient or not _may_pass(error, can_repeat):
                 raise HubError(_explain(error, what)) from error
             time.sleep(pause)
     raise AssertionError("unreachable")
@@ -167,11 +174,13 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _may_pass(error: BaseException) -> bool:
+def _may_pass(error: BaseException, can_repeat: bool) -> bool:
     if constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled):
         return False
     if (status := _status(error)) is not None:
         return status in _PASSING
+    if not can_repeat:
+        return False
     broken_off = ("RemoteProtocolError", "ReadError", "ReadTimeout", "ChunkedEncodingError", "WriteError")
     causes = [error]
     while causes[-1].__cause__ is not None:
@@ -199,6 +208,8 @@ def _explain(error: BaseException, what: str) -> str:
         return f"{what}: HF_HUB_OFFLINE is set and {constants.HF_HUB_CACHE} does not have it; fetch it online once"
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"{what}: the repository has no such file, so it holds no network of lightning-tspike"
+    if status == 412:
+        return f"{what}: somebody else has changed the repository meanwhile; publish again"
     if status == 429:
         return f"{what}: the Hub has had too many requests from you (429), also after several tries; wait a while"
     if status is not None:

@@ -132,6 +132,8 @@ def _check_names(config: Mapping[str, Any], file: Path) -> None:
     names, classes = config["label_names"], config["network"].get("num_classes", 1000)
     if names is not None and (len(names) != classes or not all(isinstance(name, str) for name in names)):
         raise FolderError(f"{file}: 'label_names' must be {classes} texts, one for each class")
+    if config["schema_version"] == SCHEMA_VERSION and not config["weights"]:
+        raise FolderError(f"{file}: 'weights' names no file")
     for precision, facts in config["weights"].items():
         if precision not in PRECISIONS or not isinstance(facts, dict) or facts.keys() != {"sha256", "size"}:
             raise FolderError(f"{file}: 'weights' must have 'sha256' and 'size' for each of {list(PRECISIONS)}")

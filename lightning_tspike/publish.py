@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,7 +90,9 @@ def prepare(
         raise ValueError("figures need their source: say which dataset was measured, and by which command")
     read = read_source(source)
     facts = {**read.facts, "label_names": read.facts["label_names"] or label_names}
+    log = _training_log(Path(source))
     options: dict[str, Any] = {**facts, "report": read.report, "precisions": PRECISIONS, "unfolded": read.unfolded}
+    options["files"] = {"training_log.csv": log} if log else {}
     folder = write_folder(folder, read.folded, **options, **card)
     verify(folder)
     if batches is not None:
@@ -158,6 +162,21 @@ def verify(folder: str | Path, *, sha256: str | None = None) -> list[str]:
         _agree(again.model.state_dict(), exact, f"{folder}: folding {UNFOLDED}/ gives other weights")
         checked.append("the unfolded network folds to them")
     return checked
+
+
+def _training_log(checkpoint: Path) -> bytes | None:
+    """Losses and accuracies of the run that a checkpoint is of, as CSVLogger has written them beside its folder."""
+    file = checkpoint.parent.parent / "metrics.csv"
+    if checkpoint.is_dir() or not file.is_file():
+        return None
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    columns = [name for name in (rows[0] if rows else ()) if name.partition("/")[0] in ("train", "val", "test")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["epoch", "step", *columns], extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row for row in rows if any(row[name] for name in columns))
+    return text.getvalue().encode()
 
 
 def _decoded(weights: dict[str, torch.Tensor], precision: Precision) -> dict[str, torch.Tensor]:

@@ -137,7 +137,7 @@ def _verify(options: argparse.Namespace, changes: Sequence[str]) -> None:
         data = _datamodule(options.recipe, changes)
         data.prepare_data()
         data.setup("test")
-        command = f"tspike zoo verify {options.name} --recipe {options.recipe}"
+        command = _command(options.name, options.recipe, changes)
         measured = remeasure(folder, data.test_dataloader(), dataset=options.recipe, command=command)
         for precision, accuracy in measured.accuracies.items():
             print(f"{precision}: test accuracy {100 * accuracy:.2f} % of {measured.samples} samples")
@@ -149,6 +149,7 @@ def _publish(options: argparse.Namespace, changes: Sequence[str]) -> None:
         options.repo_id,
         data=_datamodule(options.recipe, changes) if options.recipe else None,
         recipe=options.recipe,
+        command=_command(options.repo_id, options.recipe, changes) if options.recipe else None,
         license=options.license,
         folder=options.folder,
         dry_run=not options.upload,
@@ -188,6 +189,13 @@ def _predict(options: argparse.Namespace) -> None:
         for probability, label in zip(*probabilities.topk(min(options.top, len(names))), strict=True):
             table.add_row(str(file), names[int(label)], f"{probability:.4f}")
     Console().print(table)
+
+
+def _command(name: str, recipe: str, changes: Sequence[str]) -> str:
+    """What measures the figures again; folders of this machine mean nothing elsewhere."""
+    words = [f"{word.partition('=')[0]}=PATH" if Path(word.partition("=")[2]).is_dir() else word for word in changes]
+    entry = name.rpartition("/")[2]
+    return " ".join(["tspike zoo verify", entry if entry in zoo.list() else name, "--recipe", recipe, *words])
 
 
 def _datamodule(recipe: str, changes: Sequence[str]) -> Any:

@@ -237,7 +237,7 @@ def publish(
 
     Args:
         source: A checkpoint of TernarySNNModule, or a network's folder.
-        repo_id: ``ORG/NAME``.
+        repo_id: ``ORG/NAME``; where NAME is one of the zoo's entries, the card takes it and its dataset from there.
         data: LightningDataModule whose test set is measured; without it the card has no figures.
         dataset: Name of the data, for the card.
         command: What measures it again, for the card; default is ``tspike zoo verify`` with the recipe.
@@ -266,14 +266,17 @@ def publish(
     if data is not None:
         data.prepare_data()
         data.setup("test")
+    name = repo_id.rpartition("/")[2]
+    entry = info(name) if name in _names() else None
+    name = name if entry else repo_id
     written = prepare(
         source,
         target,
         data.test_dataloader() if data is not None else None,
-        dataset=dataset or recipe,
-        command=command or (f"tspike zoo verify {repo_id} --recipe {recipe}" if recipe else None),
+        dataset=dataset or (entry.dataset if entry else recipe),
+        command=command or (f"tspike zoo verify {name} --recipe {recipe}" if recipe else None),
         label_names=getattr(data, "class_names", None),
-        repo_id=repo_id,
+        name=name,
         recipe=recipe,
         license=license,
     )
@@ -281,7 +284,7 @@ def publish(
         return written, None
     from ..hub import upload
 
-    message = f"{repo_id.rpartition('/')[2]} by lightning-tspike"
+    message = f"{name.rpartition('/')[2]} by lightning-tspike"
     return written, upload(written, repo_id, message=message, private=private, create_pr=create_pr, tag=tag)
 
 
