@@ -146,7 +146,7 @@ class FoldExport(Callback):
         saved = read_checkpoint(checkpoint, self._config)  # its own: the one in training may carry hooks
         folded, report = fold(saved.network)
         data = getattr(trainer, "datamodule", None)  # the checkpoint of a module of your own may not say
-        facts = {
+        facts: dict[str, Any] = {
             "preprocessing": getattr(data, "preprocessing", None),
             "label_names": getattr(data, "class_names", None),
         }

@@ -101,8 +101,10 @@ def write_folder(
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         scratch.mkdir()
-        inner = _fill(scratch / UNFOLDED, unfolded, ("float32",), None, facts) if unfolded is not None else None
-        config = _fill(scratch, network, precisions, inner and inner["sha256"], facts)
+        inner: str | None = None
+        if unfolded is not None:
+            inner = _fill(scratch / UNFOLDED, unfolded, ("float32",), None, facts)["sha256"]
+        config = _fill(scratch, network, precisions, inner, facts)
         if report is not None:
             (scratch / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
         text = model_card(network, config, report=report, measured=measured, files=list(files or ()), **card)
@@ -126,16 +128,16 @@ def _fill(
 ) -> dict[str, Any]:
     """Write weights and configuration into a folder; gives the configuration."""
     folder.mkdir(exist_ok=True)
-    weights = {}
+    weights: dict[str, dict[str, Any]] = {}
     for precision in precisions:
         file = folder / FILES[precision]
         save_file(encode(network.model.state_dict(), precision), file, metadata={"format": "pt"})
         weights[precision] = file_facts(file)
     config = describe(network, weights=weights, unfolded=unfolded, **facts)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for precision in weights:
+    for file in folder.glob("*.safetensors"):
         # safetensors lets only the owner read its files; whoever may read the configuration may read the weights
-        (folder / FILES[precision]).chmod((folder / CONFIG).stat().st_mode)
+        file.chmod((folder / CONFIG).stat().st_mode)
     return config
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,15 +75,9 @@ def fetch(repo_id: str, revision: str, names: Sequence[str], *, anew: bool = Fal
     folder: Path | None = None
     for name in names:
         what = f"{name} of {repo_id} at {revision}"
-        file = Path(
-            _patiently(
-                lambda name=name, revision=revision: hf_hub_download(
-                    repo_id, name, revision=revision, force_download=anew
-                ),
-                what,
-            )
-        )
-        folder = Path(str(file)[: -len(name) - 1])
+        get = partial(hf_hub_download, repo_id, name, revision=revision, force_download=anew)
+        file = _patiently(get, what)
+        folder = Path(file[: -len(name) - 1])
         revision = folder.name  # .../snapshots/COMMIT
     if folder is None:
         raise ValueError("no file to fetch")

@@ -42,7 +42,14 @@ CONFIG = "config.json"
 _LARGEST = 4 << 20  # bytes; the names of ImageNet's 22k classes take a tenth of it
 _V2 = {"network": dict, "amplitudes": list, "sum_pools": list, "merged_norms": dict, "preprocessing": dict | None}
 _V3 = {**_V2, "label_names": list | None, "weights": dict, "unfolded": str | None, "sha256": str}
-_DEFAULTS = {"sum_pools": [], "merged_norms": {}, "label_names": None, "weights": {}, "unfolded": None, "sha256": None}
+_DEFAULTS: dict[str, Any] = {
+    "sum_pools": [],
+    "merged_norms": {},
+    "label_names": None,
+    "weights": {},
+    "unfolded": None,
+    "sha256": None,
+}
 
 
 def describe(

@@ -112,9 +112,8 @@ def remeasure(
     """
     folder = Path(folder)
     config = read_manifest(folder)
-    networks: dict[Precision, SpikingNetwork] = {
-        precision: read_folder(folder, precision=precision)[0] for precision in config["weights"] or ("float32",)
-    }
+    precisions: Iterable[Precision] = config["weights"] or ("float32",)
+    networks = {precision: read_folder(folder, precision=precision)[0] for precision in precisions}
     measured = measure(networks, batches, dataset=dataset, command=command, report=report)
     if config["unfolded"]:
         unfolded = evaluate(read_folder(folder / UNFOLDED)[0], batches, description="testing the unfolded network")
