@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 # Before torch is imported: processes side by side must not fight over the cores, each of them and its children has one.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -48,6 +51,39 @@ def shared() -> Callable[[str], Path]:
         return SHARED / name
 
     return path
+
+
+class Result(NamedTuple):
+    """What a command has printed, and how it ended (None: well; a text: the complaint)."""
+
+    stdout: str
+    stderr: str
+    status: int | str | None
+
+
+@pytest.fixture
+def tspike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
+    """The command ``tspike`` with these words, by default in the test's folder; in this process, to save its start."""
+
+    def run(*words: str, cwd: Path = tmp_path) -> Result:
+        from lightning_tspike.cli import main
+
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["tspike", *words])
+        capsys.readouterr()
+        status = None
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code
+        except Exception:  # as Python ends a process
+            status = traceback.format_exc()
+        out, err = capsys.readouterr()
+        return Result(out, err + (status if isinstance(status, str) else ""), status)
+
+    return run
 
 
 def randomized(network: SpikingNetwork) -> SpikingNetwork:

@@ -7,7 +7,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ import torch
 from lightning_tspike import zoo
 
 
-def tspike(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from lightning_tspike.cli import main; main()", *words]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
 
@@ -24,7 +26,7 @@ def tspike(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A short fit of the digits recipe: its folder and what it printed."""
     cwd = tmp_path_factory.mktemp("run")
-    result = tspike("fit", "--config", "digits", "--trainer.max_epochs=2", "--trainer.accelerator=cpu", cwd=cwd)
+    result = process("fit", "--config", "digits", "--trainer.max_epochs=2", "--trainer.accelerator=cpu", cwd=cwd)
     assert result.returncode == 0, result.stderr
     return cwd, result.stdout
 
@@ -50,27 +52,27 @@ def test_fit_leaves_logs_and_configuration(run: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
-def test_checkpoint_can_be_evaluated(run: tuple[Path, str], command: str) -> None:
+def test_checkpoint_can_be_evaluated(tspike: Callable[..., Any], run: tuple[Path, str], command: str) -> None:
     checkpoint = run[0] / "runs/digits/version_0/checkpoints/best.ckpt"
     result = tspike(command, "--config", "digits", f"--ckpt_path={checkpoint}", cwd=run[0])
-    assert result.returncode == 0, result.stderr
+    assert result.status is None, result.stderr
     assert f"{'val' if command == 'validate' else 'test'}/acc1" in result.stdout
 
 
-def test_predict_writes_a_file(run: tuple[Path, str]) -> None:
+def test_predict_writes_a_file(tspike: Callable[..., Any], run: tuple[Path, str]) -> None:
     checkpoint = run[0] / "runs/digits/version_0/checkpoints/best.ckpt"
     result = tspike("predict", "--config", "digits", f"--ckpt_path={checkpoint}", cwd=run[0])
-    assert result.returncode == 0, result.stderr
+    assert result.status is None, result.stderr
     files = list(run[0].glob("runs/**/predictions.csv"))
     assert len(files) == 1
     assert len(files[0].read_text().splitlines()) == 361
 
 
-def test_fold_shows_tables_and_writes_a_folder(run: tuple[Path, str]) -> None:
+def test_fold_shows_tables_and_writes_a_folder(tspike: Callable[..., Any], run: tuple[Path, str]) -> None:
     checkpoint = run[0] / "runs/digits/version_0/checkpoints/best.ckpt"
     output = run[0] / "out" / "digits"
     result = tspike("fold", str(checkpoint), "--output", str(output), "--merge-bn", cwd=run[0])
-    assert result.returncode == 0, result.stderr
+    assert result.status is None, result.stderr
     assert re.search(r"stages\.1\.0\.act1 +1\.0000 +0\.5000 +\d+ +cancelled +yes", result.stdout)
     assert re.search(r"act1 +[\d.]+ +[\d.]+ +\d+ +live +yes", result.stdout)
     assert re.search(r"conv1 +real", result.stdout)
@@ -86,22 +88,22 @@ def test_fold_shows_tables_and_writes_a_folder(run: tuple[Path, str]) -> None:
     assert (checkpoint.with_suffix(".folded") / "fold_report.json").is_file()  # FoldExport writes it, too
 
 
-def test_fold_of_something_else(tmp_path: Path) -> None:
+def test_fold_of_something_else(tspike: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "notes.ckpt").write_text("text")
     for name, message in (
         ("notes.ckpt", "damaged or not a Lightning checkpoint"),
         ("no.ckpt", "there is no checkpoint"),
     ):
         result = tspike("fold", name, cwd=tmp_path)
-        assert result.returncode == 1
+        assert result.status
         assert message in result.stderr
         assert "Traceback" not in result.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["notes.ckpt"]
 
 
-def test_smoke_run_without_checkpoints(tmp_path: Path) -> None:
+def test_smoke_run_without_checkpoints(tspike: Callable[..., Any], tmp_path: Path) -> None:
     result = tspike("fit", "--config=digits", "--trainer.fast_dev_run=true", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    assert result.status is None, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -114,14 +116,14 @@ def test_smoke_run_without_checkpoints(tmp_path: Path) -> None:
         (["fit", "--config", "fashion_mnist", "--data.root=nowhere"], "train-images-idx3-ubyte"),
     ],
 )
-def test_mistakes_are_explained(tmp_path: Path, words: list[str], message: str) -> None:
+def test_mistakes_are_explained(tspike: Callable[..., Any], tmp_path: Path, words: list[str], message: str) -> None:
     result = tspike(*words, cwd=tmp_path)
-    assert result.returncode != 0
+    assert result.status
     assert re.search(message, result.stderr), result.stderr
 
 
-def test_zoo_list(tmp_path: Path) -> None:
+def test_zoo_list(tspike: Callable[..., Any], tmp_path: Path) -> None:
     result = tspike("zoo", "list", "*imagenet", cwd=tmp_path)
-    assert result.returncode == 0
+    assert result.status is None
     assert "planned" in result.stdout
     assert "digits" not in result.stdout

@@ -30,7 +30,9 @@ def test_tet_is_the_mean_over_time_steps(weight: float) -> None:
 
 
 def test_tet_takes_no_other_shapes() -> None:
-    with pytest.raises(ValueError, match=r"logits \[T, B, K\] and labels \[B\], got shapes \(4, 5\) and \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"logits \[T, B, K\] and labels \[B\] or \[B, K\], got shapes \(4, 5\) and \(4,\)"
+    ):
         tet_loss(torch.zeros(4, 5), torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match="weight must be in"):
         tet_loss(torch.zeros(2, 4, 5), torch.zeros(4, dtype=torch.long), weight=2)

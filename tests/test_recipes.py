@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -18,36 +17,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning_tspike import TernarySNNModule, zoo
 from lightning_tspike.callbacks import FoldExport
 from lightning_tspike.checkpoint import read_checkpoint
-from lightning_tspike.cli import main
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.fold import fold
-
-
-class Result(NamedTuple):
-    """What a command has printed, and how it ended (None: well)."""
-
-    stdout: str
-    stderr: str
-    status: int | str | None
-
-
-@pytest.fixture
-def tspike(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Result]:
-    """The command ``tspike`` with these words, in the test's folder and (for speed) in the test's process."""
-
-    def run(*words: str) -> Result:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["tspike", *words])
-        status = None
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code
-        return Result(*capsys.readouterr(), status)
-
-    return run
 
 
 def unpack(archive: Path, folder: Path, pattern: str, limit: int) -> None:
@@ -81,7 +52,7 @@ def cifar10(shared: Callable[[str], Path], tmp_path: Path) -> Path:
     return tmp_path
 
 
-def fit(tspike: Callable[..., Result], recipe: str, root: Path, *changes: str) -> None:
+def fit(tspike: Callable[..., Any], recipe: str, root: Path, *changes: str) -> None:
     """Train by a recipe for a few steps, as a user would."""
     words = [f"--data.root={root}", "--data.batch_size=8", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
     limits = [f"--trainer.limit_{part}_batches=2" for part in ("train", "val", "test")]
@@ -94,7 +65,7 @@ def fit(tspike: Callable[..., Result], recipe: str, root: Path, *changes: str) -
     assert count == "16"
 
 
-def test_fashion_mnist(tspike: Callable[..., Result], shared: Callable[[str], Path], tmp_path: Path) -> None:
+def test_fashion_mnist(tspike: Callable[..., Any], shared: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "FashionMNIST").symlink_to(shared("data/fashion_mnist/FashionMNIST"))
     raw = tmp_path / "unpacked/FashionMNIST/raw"
     raw.mkdir(parents=True)
@@ -103,20 +74,20 @@ def test_fashion_mnist(tspike: Callable[..., Result], shared: Callable[[str], Pa
     fit(tspike, "fashion_mnist", tmp_path / "unpacked", "--data.download=true")
 
 
-def test_cifar10(tspike: Callable[..., Result], cifar10: Path) -> None:
+def test_cifar10(tspike: Callable[..., Any], cifar10: Path) -> None:
     fit(tspike, "cifar10_small", cifar10, "--data.dataset=npz", "--data.val_images=50")
 
 
-def test_tiny_imagenet(tspike: Callable[..., Result], tiny_imagenet: Path) -> None:
+def test_tiny_imagenet(tspike: Callable[..., Any], tiny_imagenet: Path) -> None:
     small = ["--model.backbone=tspike_resnet_small", "--model.backbone_kwargs={}"]
     fit(tspike, "tiny_imagenet", tiny_imagenet, "--model.num_classes=20", "--data.num_workers=1", *small)
 
 
-def test_nmnist(tspike: Callable[..., Result], nmnist: Path) -> None:
+def test_nmnist(tspike: Callable[..., Any], nmnist: Path) -> None:
     fit(tspike, "nmnist", nmnist, "--model.backbone_kwargs={layers: [1, 1], widths: [4, 8]}")
 
 
-def test_check_of_good_data(tspike: Callable[..., Result], nmnist: Path) -> None:
+def test_check_of_good_data(tspike: Callable[..., Any], nmnist: Path) -> None:
     result = tspike("data", "check", "nmnist", f"--data.root={nmnist}", "--data.val_share=0.2")
     assert result.status is None, result.stderr
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
@@ -128,7 +99,7 @@ def test_check_of_good_data(tspike: Callable[..., Result], nmnist: Path) -> None
     assert rows["9"] == ["9", "-", "nine", "4", "1", "5"]
 
 
-def test_check_names_what_cannot_be_read(tspike: Callable[..., Result], tiny_imagenet: Path) -> None:
+def test_check_names_what_cannot_be_read(tspike: Callable[..., Any], tiny_imagenet: Path) -> None:
     broken = sorted((tiny_imagenet / "train").rglob("*.JPEG"))[7]
     broken.write_bytes(broken.read_bytes()[:500])
     result = tspike("data", "check", "tiny_imagenet", f"--data.root={tiny_imagenet}")
@@ -152,7 +123,7 @@ def test_check_names_what_cannot_be_read(tspike: Callable[..., Result], tiny_ima
         (["empty.yaml"], "empty.yaml has no section 'data'"),
     ],
 )
-def test_check_explains_mistakes(tspike: Callable[..., Result], tmp_path: Path, words: list[str], message: str) -> None:
+def test_check_explains_mistakes(tspike: Callable[..., Any], tmp_path: Path, words: list[str], message: str) -> None:
     (tmp_path / "empty.yaml").write_text("model: {}\n")
     result = tspike("data", "check", *words)
     assert re.search(message, str(result.status) + result.stderr), result

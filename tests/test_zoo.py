@@ -166,6 +166,8 @@ def test_fine_tuned_checkpoint_loads(tmp_path: Path) -> None:
     assert not any("amplitude" in key for key in folded.state_dict())
     torch.testing.assert_close(folded(x), module.network.eval()(x), rtol=1e-4, atol=1e-4)
     assert config["label_names"] == list("0123456789")
+    image = Image.fromarray(np.full((8, 8), 200, np.uint8))
+    assert torch.equal(zoo.transforms(tmp_path / "a.ckpt")(image), zoo.transforms("tspike-digits")(image))
     assert torch.equal(zoo.load(tmp_path / "a.ckpt", folded=False)(x), module.network(x))
     with pytest.raises(zoo.ZooError, match="is a checkpoint, whose weights are float32"):
         zoo.load(tmp_path / "a.ckpt", precision="int8")

@@ -113,9 +113,8 @@ def load_with_config(
     name_or_path: str | os.PathLike[str], *, folded: bool = True, precision: Precision | None = None
 ) -> tuple[SpikingNetwork, dict[str, Any]]:
     """As :func:`load`, and the contents of its ``config.json`` (of a checkpoint: what that would be)."""
-    path = Path(name_or_path)
-    if path.is_file() and os.fspath(name_or_path) not in _names():
-        return _load_checkpoint(path, folded=folded, precision=precision)
+    if _is_file(name_or_path):
+        return _load_checkpoint(Path(name_or_path), folded=folded, precision=precision)
     from ..folder import FolderError
 
     needs: Needs = "weights" if folded else "unfolded"
@@ -166,7 +165,12 @@ def find(
     elif Path(name).is_dir():
         folder, sha256 = Path(name), None
     elif (repository := _repository(name)) is not None:
-        folder, sha256 = _fetch(*repository, needs, precision, anew), None
+        from ..hub import HubError
+
+        try:
+            folder, sha256 = _fetch(*repository, needs, precision, anew), None
+        except HubError as error:
+            raise HubError(f"{error} (nor is there a folder {Path(name).resolve()})") from error
     else:
         raise ZooError(f"there is no folder {Path(name).resolve()}")
     return folder, sha256
@@ -176,7 +180,7 @@ def transforms(name_or_path: str | os.PathLike[str]) -> Callable[[Any], torch.Te
     """What makes a network's input of new data, as in its training's evaluation.
 
     Args:
-        name_or_path: As for :func:`load`, but no checkpoint.
+        name_or_path: As for :func:`load`.
 
     Returns:
         A function from a PIL image to a tensor [C, H, W]; or, of a network for event cameras, from tonic's events (an
@@ -185,10 +189,15 @@ def transforms(name_or_path: str | os.PathLike[str]) -> Callable[[Any], torch.Te
     Raises:
         ZooError: The preprocessing is not known; otherwise as :func:`load`.
     """
-    from ..folder import read_manifest
+    if _is_file(name_or_path):
+        from ..checkpoint import read_checkpoint
 
-    folder, sha256 = find(name_or_path, needs="config")
-    preprocessing = read_manifest(folder, sha256=sha256)["preprocessing"] or {}
+        preprocessing = read_checkpoint(name_or_path).preprocessing or {}
+    else:
+        from ..folder import read_manifest
+
+        folder, sha256 = find(name_or_path, needs="config")
+        preprocessing = read_manifest(folder, sha256=sha256)["preprocessing"] or {}
     if missing := {"input_size", "mean", "std"} - preprocessing.keys():
         raise ZooError(f"{os.fspath(name_or_path)} does not say what its input is: {sorted(missing)} are not known")
     if "frames" in preprocessing:
@@ -303,6 +312,10 @@ def recipe_path(name: str) -> Path:
 
 def _names() -> set[str]:
     return {key for entry in ENTRIES for key in (entry.name, f"{entry.architecture}.{entry.tag}")}
+
+
+def _is_file(name_or_path: str | os.PathLike[str]) -> bool:
+    return Path(name_or_path).is_file() and os.fspath(name_or_path) not in _names()
 
 
 def _is_place(name: str) -> bool:
