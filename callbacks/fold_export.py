@@ -45,6 +45,8 @@ class FoldExport(Callback):
             written (the disk is full): ``"warn"`` and train on, or ``"raise"``.
         wandb_artifact: When training ends, log the folder of the best checkpoint to W&B, as the artifact
             ``folded-<run id>`` of type ``model``.
+        publish: When training ends, publish the best checkpoint to this repository of the Hugging Face Hub,
+            ``ORG/NAME``, as ``zoo.publish`` does. Its card has no figures: ``tspike zoo publish --recipe`` measures.
 
     Raises:
         MisconfigurationException: An option is not known, the trainer has no ModelCheckpoint, or no WandbLogger for
@@ -55,10 +57,14 @@ class FoldExport(Callback):
         folders: Folded folder by checkpoint path, of the checkpoints that exist now.
     """
 
-    def __init__(self, on_error: Literal["warn", "raise"] = "warn", wandb_artifact: bool = False) -> None:
+    def __init__(
+        self, on_error: Literal["warn", "raise"] = "warn", wandb_artifact: bool = False, publish: str | None = None
+    ) -> None:
         if on_error not in ("warn", "raise"):
             raise MisconfigurationException(f"on_error must be 'warn' or 'raise', got {on_error!r}")
-        self.on_error, self.wandb_artifact = on_error, wandb_artifact
+        if publish is not None and publish.count("/") != 1:
+            raise MisconfigurationException(f"publish must be a repository ORG/NAME, got {publish!r}")
+        self.on_error, self.wandb_artifact, self.publish = on_error, wandb_artifact, publish
         self.folders: dict[Path, Path] = {}
         self._seen: dict[Path, int] = {}  # time of last change of the checkpoint file that was folded
         self._config: NetworkConfig | None = None
@@ -97,6 +103,22 @@ class FoldExport(Callback):
             self._follow(trainer)
             if self.wandb_artifact and trainer.is_global_zero:
                 self._log_artifact(trainer)
+            if self.publish is not None and trainer.is_global_zero:
+                self._publish(self.publish, trainer)
+
+    def _publish(self, repo_id: str, trainer: Trainer) -> None:
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if not best:
+            rank_zero_warn(f"nothing was published to {repo_id}: there is no best checkpoint")
+            return
+        from ..zoo import publish
+
+        try:
+            publish(best, repo_id, dry_run=False)
+        except _NOT_FATAL as error:  # HubError and VerificationError are RuntimeErrors
+            if self.on_error == "raise":
+                raise
+            rank_zero_warn(f"{best} was not published, try `tspike zoo publish {best} {repo_id}`: {error}")
 
     def _log_artifact(self, trainer: Trainer) -> None:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")

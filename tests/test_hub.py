@@ -295,6 +295,34 @@ def test_what_is_not_there(hub: Any, client: Client, repo: str, tmp_path: Path) 
     assert "holds no network of lightning-tspike" in client.fails(f"load('{repo}2')")
 
 
+_FIT = """
+import lightning as L, warnings
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_tspike.callbacks import FoldExport
+from lightning_tspike.data import DigitsDataModule
+small = {"layers": [1], "widths": [4]}
+module = TernarySNNModule("tspike_resnet_small", num_classes=10, in_chans=1, timesteps=2, backbone_kwargs=small)
+trainer = L.Trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=1, accelerator="cpu", logger=False,
+                    enable_progress_bar=False, callbacks=[ModelCheckpoint(FOLDER), FoldExport(publish=REPO)])
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter("always")
+    trainer.fit(module, DigitsDataModule(batch_size=32))
+warned = [str(warning.message) for warning in warned]
+"""
+
+
+def test_callback_publishes_the_best_checkpoint(hub: Any, client: Client, repo: str, tmp_path: Path) -> None:
+    """When training ends; a Hub that does not take it does not end the training with an error."""
+    code = _FIT.replace("REPO", repr(repo)).replace("FOLDER", repr(str(tmp_path)))
+    client(f"exec({code!r}, globals())")
+    logits = client(f"zoo.load({repo!r})(torch.ones(2, 1, 8, 8)).tolist()")
+    best = client("trainer.checkpoint_callback.best_model_path")
+    torch.testing.assert_close(torch.tensor(logits), zoo.load(best)(torch.ones(2, 1, 8, 8)), rtol=1e-4, atol=1e-4)
+    hub.fail(r"POST .*/commit/", 403)
+    client(f"exec({code!r}, globals())")
+    assert client("[w for w in warned if 'was not published, try' in w and '(403)' in w] != []")
+
+
 def test_imagenet_entry_when_it_is_published(hub: Any, client: Client, tmp_path: Path) -> None:
     """The entry as a release would have it, with repository, commit and sha256; until then it says it is planned."""
     torch.manual_seed(0)

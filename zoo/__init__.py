@@ -192,7 +192,7 @@ def transforms(name_or_path: str | os.PathLike[str]) -> Callable[[Any], torch.Te
     if _is_file(name_or_path):
         from ..checkpoint import read_checkpoint
 
-        preprocessing = read_checkpoint(name_or_path).preprocessing or {}
+        preprocessing = read_checkpoint(Path(name_or_path)).preprocessing or {}
     else:
         from ..folder import read_manifest
 
