@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import zoo
-from .zoo_cli import predict, run_zoo
+from .zoo_cli import predict, recipe_data, run_zoo
 
 if TYPE_CHECKING:
     from .ternarize import SpikingNetwork
@@ -145,12 +145,11 @@ def _data(words: Sequence[str]) -> None:
     )
     check_parser.add_argument("recipe", help="name of a recipe, or a YAML file with a section 'data'")
     options, changes = parser.parse_known_args(words)
-    recipe = Path(options.recipe) if Path(options.recipe).is_file() else zoo.recipe_path(options.recipe)
 
-    from .data.check import check_data, datamodule_of, tables  # imports torch
+    from .data.check import check_data, tables  # imports torch
 
     try:
-        data = datamodule_of(recipe, changes)
+        data = recipe_data(options.recipe, changes)
         found = check_data(data)
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as error:
         sys.exit(f"tspike: {error}")

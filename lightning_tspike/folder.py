@@ -27,13 +27,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .atomic import replace_folder
 from .card import model_card
-from .manifest import CONFIG, describe, read_config
+from .manifest import CONFIG, describe, precisions_in, read_config
 from .measure import Measured
 from .models import NetworkConfig, check_name, create_network
 from .report import FoldReport
 from .rewrite import Rewrites
 from .ternarize import SpikingNetwork
-from .weights import FILES, PRECISIONS, FolderError, Precision, encode, file_facts, numbers_in, own_file, read_weights
+from .weights import FILES, FolderError, Precision, encode, file_facts, numbers_in, own_file, read_weights
 
 __all__ = [
     "CARD",
@@ -50,6 +50,8 @@ __all__ = [
 REPORT = "fold_report.json"
 CARD = "README.md"
 UNFOLDED = "unfolded"
+
+_MOST_TIMESTEPS = 1 << 16
 
 
 def write_folder(
@@ -178,8 +180,9 @@ def read_folder(
     """
     path = Path(path)
     config = read_manifest(path, sha256=sha256)
-    file = path / FILES[_choose(config, precision, path)]
-    _check_file(own_file(file), config["weights"].get(_precision_of(file)))
+    chosen = _choose(config, precision, path)
+    file = path / FILES[chosen]
+    _check_file(own_file(file), config["weights"].get(chosen))
     network = _build(config, path / CONFIG, numbers_in(file))
     weights = read_weights(file)
     _shape_neurons(network, config["amplitudes"], weights)
@@ -205,16 +208,12 @@ def timm_cfg(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _choose(config: Mapping[str, Any], precision: Precision | None, path: Path) -> Precision:
-    there = [known for known in PRECISIONS if known in config["weights"]] or ["float32"]  # older schema versions
+    there = precisions_in(config)
     if precision is None:
         return there[0]
     if precision not in there:
         raise FolderError(f"{path} has no weights of precision {precision!r}, only {', '.join(there)}")
     return precision
-
-
-def _precision_of(file: Path) -> Precision:
-    return next(precision for precision, name in FILES.items() if name == file.name)
 
 
 def _check_file(file: Path, facts: Mapping[str, Any] | None) -> None:
@@ -265,9 +264,6 @@ def _check_size(config: NetworkConfig, numbers: int) -> None:
     not_on_meta = suppress(NotImplementedError, RuntimeError)
     with _at_most(2 * numbers + 10_000), not_on_meta, torch.device("meta"):
         timm.create_model(config.backbone, **options)
-
-
-_MOST_TIMESTEPS = 1 << 16
 
 
 @contextmanager

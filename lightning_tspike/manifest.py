@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from .ternarize import SpikingNetwork
-from .weights import PRECISIONS, FolderError, own_file
+from .weights import PRECISIONS, FolderError, Precision, own_file
 
-__all__ = ["CONFIG", "SCHEMA_VERSION", "describe", "read_config", "seal"]
+__all__ = ["CONFIG", "SCHEMA_VERSION", "describe", "precisions_in", "read_config", "seal"]
 
 SCHEMA_VERSION = 3
 CONFIG = "config.json"
@@ -42,13 +42,9 @@ CONFIG = "config.json"
 _LARGEST = 4 << 20  # bytes; the names of ImageNet's 22k classes take a tenth of it
 _V2 = {"network": dict, "amplitudes": list, "sum_pools": list, "merged_norms": dict, "preprocessing": dict | None}
 _V3 = {**_V2, "label_names": list | None, "weights": dict, "unfolded": str | None, "sha256": str}
-_DEFAULTS: dict[str, Any] = {
-    "sum_pools": [],
-    "merged_norms": {},
-    "label_names": None,
-    "weights": {},
-    "unfolded": None,
-    "sha256": None,
+_ADDED: dict[int, dict[str, Any]] = {  # what each schema version has added, as it is where it is missing
+    2: {"sum_pools": [], "merged_norms": {}},
+    3: {"label_names": None, "weights": {}, "unfolded": None, "sha256": None},
 }
 
 
@@ -113,14 +109,20 @@ def read_config(file: Path) -> dict[str, Any]:
             f"{file} was changed after it was written: 'sha256' does not fit its contents; export or download the "
             "folder again"
         )
-    defaults = _DEFAULTS if schema == 1 else {k: v for k, v in _DEFAULTS.items() if schema == 2 and k not in _V2}
-    config = {**defaults, **config}
+    for added_by, defaults in _ADDED.items():
+        if added_by > schema:
+            config = {**defaults, **config}
     for key, kind in expected.items():
         if not isinstance(config.get(key, ...), kind):
             raise FolderError(f"{file}: {key!r} is missing or not understood, got {config.get(key)!r}")
     _check_preprocessing(config["preprocessing"] or {}, file)
     _check_names(config, file)
     return config
+
+
+def precisions_in(config: Mapping[str, Any]) -> list[Precision]:
+    """At which precisions a folder has weights, the most precise first; before schema version 3 there was but one."""
+    return [known for known in PRECISIONS if known in config["weights"]] or ["float32"]
 
 
 def _check_preprocessing(preprocessing: Mapping[str, Any], file: Path) -> None:

@@ -14,6 +14,7 @@ from .checkpoint import read_checkpoint
 from .evaluation import evaluate
 from .fold import FoldError, fold
 from .folder import UNFOLDED, read_folder, read_manifest, write_folder
+from .manifest import precisions_in
 from .measure import Measured, measure
 from .ternarize import SpikingNetwork
 from .weights import PRECISIONS, Precision, decode, encode
@@ -55,7 +56,6 @@ def read_source(path: str | Path) -> Source:
         network, preprocessing, label_names = read_checkpoint(path)
         facts = {"preprocessing": preprocessing, "label_names": label_names}
     folded, report = fold(network.eval())
-    folded.pretrained_cfg = network.pretrained_cfg
     return Source(folded, network, report, facts)
 
 
@@ -94,11 +94,10 @@ def prepare(
     options: dict[str, Any] = {**facts, "report": read.report, "precisions": PRECISIONS, "unfolded": read.unfolded}
     options["files"] = {"training_log.csv": log} if log else {}
     folder = write_folder(folder, read.folded, **options, **card)
-    verify(folder)
     if batches is not None:
         measured = remeasure(folder, batches, dataset=str(dataset), command=str(command), report=read.report)
         write_folder(folder, read.folded, **options, **card, measured=measured)
-        verify(folder)
+    verify(folder)
     return folder
 
 
@@ -112,8 +111,7 @@ def remeasure(
     """
     folder = Path(folder)
     config = read_manifest(folder)
-    precisions: Iterable[Precision] = config["weights"] or ("float32",)
-    networks = {precision: read_folder(folder, precision=precision)[0] for precision in precisions}
+    networks = {precision: read_folder(folder, precision=precision)[0] for precision in precisions_in(config)}
     measured = measure(networks, batches, dataset=dataset, command=command, report=report)
     if config["unfolded"]:
         unfolded = evaluate(read_folder(folder / UNFOLDED)[0], batches, description="testing the unfolded network")
@@ -145,7 +143,7 @@ def verify(folder: str | Path, *, sha256: str | None = None) -> list[str]:
     """
     folder = Path(folder)
     network, config = read_folder(folder, sha256=sha256)
-    precisions: list[Precision] = [known for known in PRECISIONS if known in config["weights"]] or ["float32"]
+    precisions = precisions_in(config)
     checked = [f"{precisions[0]} weights are whole and build {config['network']['backbone']}"]
     exact = network.model.state_dict()
     for precision in precisions[1:]:

@@ -32,6 +32,7 @@ __all__ = [
     "decode",
     "encode",
     "file_facts",
+    "numbers_in",
     "own_file",
     "read_weights",
 ]

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from . import zoo
 
-__all__ = ["predict", "run_zoo"]
+__all__ = ["predict", "recipe_data", "run_zoo"]
 
 
 def run_zoo(words: Sequence[str]) -> None:
@@ -128,13 +128,13 @@ def _card(options: argparse.Namespace, _changes: Sequence[str]) -> None:
 
 
 def _verify(options: argparse.Namespace, changes: Sequence[str]) -> None:
-    for line in zoo.verify(options.name):
+    from .publish import remeasure, verify
+
+    folder, sha256 = zoo.find(options.name, needs="all")
+    for line in verify(folder, sha256=sha256):
         print(line)
     if options.recipe:
-        from .publish import remeasure
-
-        folder, _ = zoo.find(options.name, needs="all")
-        data = _datamodule(options.recipe, changes)
+        data = recipe_data(options.recipe, changes)
         data.prepare_data()
         data.setup("test")
         command = _command(options.name, options.recipe, changes)
@@ -147,7 +147,7 @@ def _publish(options: argparse.Namespace, changes: Sequence[str]) -> None:
     folder, publication = zoo.publish(
         options.source,
         options.repo_id,
-        data=_datamodule(options.recipe, changes) if options.recipe else None,
+        data=recipe_data(options.recipe, changes) if options.recipe else None,
         recipe=options.recipe,
         command=_command(options.repo_id, options.recipe, changes) if options.recipe else None,
         license=options.license,
@@ -173,7 +173,7 @@ def _predict(options: argparse.Namespace) -> None:
     from PIL import Image
 
     network, config = zoo.load_with_config(options.model)
-    transform = zoo.transforms(options.model)
+    transform = zoo.transform_of(config["preprocessing"], options.model)
     if "frames" in config["preprocessing"]:
         raise ValueError(f"{options.model} classifies recordings of event cameras, not images")
     names = config["label_names"] or [str(label) for label in range(network.num_classes)]
@@ -198,7 +198,8 @@ def _command(name: str, recipe: str, changes: Sequence[str]) -> str:
     return " ".join(["tspike zoo verify", entry if entry in zoo.list() else name, "--recipe", recipe, *words])
 
 
-def _datamodule(recipe: str, changes: Sequence[str]) -> Any:
+def recipe_data(recipe: str, changes: Sequence[str]) -> Any:
+    """The datamodule of a recipe, by its name or its file, changed by words such as ``--data.root=PATH``."""
     from .data.check import datamodule_of
 
     path = Path(recipe) if Path(recipe).is_file() else zoo.recipe_path(recipe)

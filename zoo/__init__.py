@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .entries import ENTRIES, ZooEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from ..weights import Precision
 
 __all__ = [
-    "ZooEntry", "ZooError", "find", "info", "list", "load", "load_with_config", "publish", "recipe_path", "transforms",
-    "verify",
+    "ZooEntry", "ZooError", "find", "info", "list", "load", "load_with_config", "publish", "recipe_path",
+    "transform_of", "transforms", "verify",
 ]  # fmt: skip
 
 _HERE = Path(__file__).parent
@@ -66,7 +66,7 @@ def info(name: str) -> ZooEntry:
     Raises:
         ZooError: There is none; the message has close names.
     """
-    names = {key: entry for entry in ENTRIES for key in (entry.name, f"{entry.architecture}.{entry.tag}")}
+    names = _names()
     if name in names:
         return names[name]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
@@ -192,14 +192,20 @@ def transforms(name_or_path: str | os.PathLike[str]) -> Callable[[Any], torch.Te
     if _is_file(name_or_path):
         from ..checkpoint import read_checkpoint
 
-        preprocessing = read_checkpoint(Path(name_or_path)).preprocessing or {}
+        preprocessing = read_checkpoint(Path(name_or_path)).preprocessing
     else:
         from ..folder import read_manifest
 
         folder, sha256 = find(name_or_path, needs="config")
-        preprocessing = read_manifest(folder, sha256=sha256)["preprocessing"] or {}
+        preprocessing = read_manifest(folder, sha256=sha256)["preprocessing"]
+    return transform_of(preprocessing, os.fspath(name_or_path))
+
+
+def transform_of(preprocessing: Mapping[str, Any] | None, name: str) -> Callable[[Any], torch.Tensor]:
+    """As :func:`transforms`, of a ``preprocessing`` that was read already from ``name``."""
+    preprocessing = preprocessing or {}
     if missing := {"input_size", "mean", "std"} - preprocessing.keys():
-        raise ZooError(f"{os.fspath(name_or_path)} does not say what its input is: {sorted(missing)} are not known")
+        raise ZooError(f"{name} does not say what its input is: {sorted(missing)} are not known")
     if "frames" in preprocessing:
         from ..data.event_frames import frames_transform
 
@@ -276,7 +282,7 @@ def publish(
         data.prepare_data()
         data.setup("test")
     name = repo_id.rpartition("/")[2]
-    entry = info(name) if name in _names() else None
+    entry = _names().get(name)
     name = name if entry else repo_id
     written = prepare(
         source,
@@ -310,8 +316,9 @@ def recipe_path(name: str) -> Path:
     raise ZooError(f"there is no recipe {name!r}; did you mean {', '.join(map(repr, close))}?")
 
 
-def _names() -> set[str]:
-    return {key for entry in ENTRIES for key in (entry.name, f"{entry.architecture}.{entry.tag}")}
+def _names() -> dict[str, ZooEntry]:
+    """The entries by all that they are called."""
+    return {key: entry for entry in ENTRIES for key in (entry.name, f"{entry.architecture}.{entry.tag}")}
 
 
 def _is_file(name_or_path: str | os.PathLike[str]) -> bool:
@@ -335,11 +342,12 @@ def _repository(name: str) -> tuple[str, str] | None:
 def _fetch(repo_id: str, revision: str, needs: Needs, precision: Precision | None, anew: bool) -> Path:
     from ..folder import CARD, CONFIG, UNFOLDED, read_manifest
     from ..hub import fetch
-    from ..weights import FILES, PRECISIONS
+    from ..manifest import precisions_in
+    from ..weights import FILES
 
     folder = fetch(repo_id, revision, [CONFIG], anew=anew)
     config = read_manifest(folder)
-    there = [known for known in PRECISIONS if known in config["weights"]] or ["float32"]
+    there = precisions_in(config)
     unfolded = [f"{UNFOLDED}/{CONFIG}", f"{UNFOLDED}/{FILES['float32']}"] if config["unfolded"] else []
     names = {
         "config": [],
