@@ -252,8 +252,9 @@ def test_pull_request_whose_answer_was_lost_is_not_opened_twice(hub: Any, client
         lambda hub: hub.cut(r"GET .*/model\.safetensors", 10_000, reset=True),
         lambda hub: hub.slow(r"GET .*/model\.safetensors", 2.0),
         lambda hub: hub.tamper(r"GET .*/model\.safetensors"),
+        lambda hub: hub.tamper(r"GET .*/config\.json"),
     ],
-    ids=["500", "429", "no-answer", "cut", "reset", "slow", "tampered"],
+    ids=["500", "429", "no-answer", "cut", "reset", "slow", "tampered", "configuration-tampered"],
 )
 def test_loading_from_a_hub_that_stumbles(
     hub: Any, client: Client, repo: str, expected: torch.Tensor, fault: Callable[[Any], None]

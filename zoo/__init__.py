@@ -340,13 +340,18 @@ def _repository(name: str) -> tuple[str, str] | None:
 
 
 def _fetch(repo_id: str, revision: str, needs: Needs, precision: Precision | None, anew: bool) -> Path:
-    from ..folder import CARD, CONFIG, UNFOLDED, read_manifest
+    from ..folder import CARD, CONFIG, UNFOLDED, FolderError, read_manifest
     from ..hub import fetch
     from ..manifest import precisions_in
     from ..weights import FILES
 
     folder = fetch(repo_id, revision, [CONFIG], anew=anew)
-    config = read_manifest(folder)
+    try:
+        config = read_manifest(folder)
+    except FolderError:
+        if anew:
+            raise
+        return _fetch(repo_id, revision, needs, precision, anew=True)  # damaged on its way, or in the cache
     there = precisions_in(config)
     unfolded = [f"{UNFOLDED}/{CONFIG}", f"{UNFOLDED}/{FILES['float32']}"] if config["unfolded"] else []
     names = {
