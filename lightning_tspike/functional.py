@@ -31,6 +31,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from . import kernels
+from .kernels import Neuron, per_channel
 from .surrogate import SURROGATES
 
 __all__ = ["Memory", "binary_lif", "integrate_and_fire", "membrane_potential", "ternary_lif"]
@@ -64,6 +66,7 @@ def ternary_lif(
     detach_reset: bool = False,
     surrogate: Surrogate = "rectangular",
     memory: Memory | None = None,
+    static_input: bool = False,
 ) -> Tensor:
     """Run a layer of ternary LIF neurons over all time steps (equations at the top of this file).
 
@@ -78,27 +81,28 @@ def ternary_lif(
         detach_reset: Cut the gradient that flows through the reset.
         surrogate: ``"rectangular"``, ``"triangular"`` or ``"arctan"``.
         memory: For the complemented neuron; None for the ordinary one.
+        static_input: ``x`` has shape [B, ...] and is the input at every time step.
 
     Returns:
-        Spikes a * s, with the shape and dtype of ``x``.
+        Spikes a * s, shape [T*B, ...], in the dtype of ``x``.
 
     Raises:
         ValueError: ``timesteps`` is not a positive whole number or does not divide the first dimension of ``x``, or a
             name is unknown.
 
     Half-precision inputs are integrated in float32. A NaN membrane potential never reaches a threshold, so it gives
-    no spike; an infinite one fires.
+    no spike; an infinite one fires, and as v_t is then inf * 0 or inf - theta, a hard reset leaves NaN: silence.
+
+    Runs as one fused kernel where there is one for the device (:mod:`lightning_tspike.kernels`), with the same spikes
+    bit for bit; only ``x`` is kept for the backward pass then, and gradients can be taken once, not of gradients.
 
     Example:
         >>> x = torch.tensor([[0.6], [0.2], [-0.7]])  # one neuron, three time steps
         >>> ternary_lif(x, timesteps=3, amplitude=2.0).flatten().tolist()
         [2.0, 0.0, -2.0]
     """
-    fire = _Fire.bind(surrogate, is_ternary=True)
-    _, spikes = integrate_and_fire(
-        x, timesteps, fire, decay=decay, threshold=threshold, reset=reset, detach_reset=detach_reset, memory=memory
-    )
-    return _scale(spikes, amplitude, x)
+    neuron = Neuron(timesteps, reset, detach_reset, surrogate, is_ternary=True, static_input=static_input)
+    return _spikes(x, amplitude, decay, threshold, neuron, memory)
 
 
 def binary_lif(
@@ -111,13 +115,11 @@ def binary_lif(
     reset: Reset = "hard",
     detach_reset: bool = False,
     surrogate: Surrogate = "rectangular",
+    static_input: bool = False,
 ) -> Tensor:
     """Run a layer of binary LIF neurons, s in {0, 1}; all else as in :func:`ternary_lif`."""
-    fire = _Fire.bind(surrogate, is_ternary=False)
-    _, spikes = integrate_and_fire(
-        x, timesteps, fire, decay=decay, threshold=threshold, reset=reset, detach_reset=detach_reset
-    )
-    return _scale(spikes, amplitude, x)
+    neuron = Neuron(timesteps, reset, detach_reset, surrogate, is_ternary=False, static_input=static_input)
+    return _spikes(x, amplitude, decay, threshold, neuron, None)
 
 
 def membrane_potential(
@@ -130,12 +132,13 @@ def membrane_potential(
     detach_reset: bool = False,
     surrogate: Surrogate = "rectangular",
     memory: Memory | None = None,
+    static_input: bool = False,
     is_ternary: bool = True,
 ) -> Tensor:
     """Membrane potential u_t of every neuron just before it fires.
 
     Args:
-        x: Input current, shape [T*B, ...].
+        x: Input current, shape [T*B, ...], or [B, ...] with ``static_input``.
         timesteps: Number of time steps T.
         decay: As in :func:`ternary_lif`.
         threshold: As in :func:`ternary_lif`.
@@ -143,6 +146,7 @@ def membrane_potential(
         detach_reset: As in :func:`ternary_lif`.
         surrogate: As in :func:`ternary_lif`; it matters to the gradient alone.
         memory: As in :func:`ternary_lif`.
+        static_input: As in :func:`ternary_lif`.
         is_ternary: False for binary neurons.
 
     Returns:
@@ -152,6 +156,7 @@ def membrane_potential(
         ValueError: As for :func:`ternary_lif`.
     """
     fire = _Fire.bind(surrogate, is_ternary)
+    x = _over_time(x, timesteps) if static_input else x
     return integrate_and_fire(
         x, timesteps, fire, decay=decay, threshold=threshold, reset=reset, detach_reset=detach_reset, memory=memory
     )[0]
@@ -240,31 +245,48 @@ class _Fire(torch.autograd.Function):
         return grad_u, grad_theta, None, None
 
 
-def _scale(spikes: Tensor, amplitude: Number, x: Tensor) -> Tensor:
-    """Give a * s in the dtype of x. Spikes come in single precision: the amplitude's gradient is summed over them."""
-    if isinstance(amplitude, Tensor):
-        spikes = spikes * per_channel(amplitude, x)
-    elif amplitude != 1:
-        spikes = spikes * amplitude
-    return spikes.to(x.dtype)
+def _spikes(
+    x: Tensor, amplitude: Number, decay: Number, threshold: Number, neuron: Neuron, memory: Memory | None
+) -> Tensor:
+    """Spikes a * s [T*B, ...], by a kernel or by the equations."""
+    fire = _Fire.bind(neuron.surrogate, neuron.is_ternary)
+    way = kernels.choose(x, neuron) if memory is None else "reference"
+    if way != "reference":
+        _check(x, 1 if neuron.static_input else neuron.timesteps, neuron.reset)
+        _check_timesteps(neuron.timesteps)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        amplitude, threshold = (_as_tensor(value, x, dtype) for value in (amplitude, threshold))
+        decay = decay.to(dtype) if isinstance(decay, Tensor) else decay
+        return kernels.run(way, x, amplitude, threshold, decay, neuron)
+    _, spikes = integrate_and_fire(
+        _over_time(x, neuron.timesteps) if neuron.static_input else x, neuron.timesteps, fire,
+        decay=decay, threshold=threshold, reset=neuron.reset, detach_reset=neuron.detach_reset, memory=memory,
+    )  # fmt: skip
+    # in the dtype of x only at the end: the amplitude's gradient is summed over spikes in single precision
+    return (spikes * per_channel(_as_tensor(amplitude, x, spikes.dtype), x)).to(x.dtype)
 
 
-def per_channel(value: Tensor, x: Tensor) -> Tensor:
-    """Shape a [C] tensor so that it broadcasts along the channels of x [T*B, C, ...], dimension 1.
+def _as_tensor(value: Number, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Shape [] or [C], in ``dtype``, where ``x`` is."""
+    if not isinstance(value, Tensor):
+        return x.new_full((), value, dtype=dtype)  # unlike torch.tensor, without a copy that a GPU would wait for
+    value = value.to(device=x.device, dtype=dtype).contiguous()  # kernels read it by its address
+    per_channel(value, x)  # raises where the channels differ
+    return value
 
-    Raises:
-        ValueError: x has another number of channels.
-    """
-    if value.ndim == 0:
-        return value
-    if x.ndim < 2 or len(value) != x.shape[1]:
-        raise ValueError(f"amplitude or threshold for {len(value)} channels, but x has shape {tuple(x.shape)}")
-    return value.view(-1, *[1] * (x.ndim - 2))
+
+def _over_time(x: Tensor, timesteps: int) -> Tensor:
+    _check_timesteps(timesteps)
+    return x.repeat(timesteps, *[1] * (x.ndim - 1))
+
+
+def _check_timesteps(timesteps: int) -> None:
+    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
+        raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
 
 
 def _check(x: Tensor, timesteps: int, reset: str) -> None:
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-        raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
+    _check_timesteps(timesteps)
     if x.ndim == 0 or x.shape[0] % timesteps:
         raise ValueError(
             f"x must have shape [T*B, ...] with T = {timesteps} outermost, got {tuple(x.shape)}: "

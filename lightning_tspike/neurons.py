@@ -140,9 +140,7 @@ class SpikingNeuron(nn.Module):
 
     def membrane_potential(self, x: Tensor) -> Tensor:
         """Membrane potential [T*B, ...] before firing for the input that ``forward`` got, differentiable as that is."""
-        return functional.membrane_potential(
-            self._over_time(x), self.timesteps, is_ternary=self.is_ternary, **self._options()
-        )
+        return functional.membrane_potential(x, self.timesteps, is_ternary=self.is_ternary, **self._options())
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -151,10 +149,8 @@ class SpikingNeuron(nn.Module):
             "reset": self.reset,
             "detach_reset": self.detach_reset,
             "surrogate": self.surrogate,
+            "static_input": self.static_input,
         }
-
-    def _over_time(self, x: Tensor) -> Tensor:
-        return x.repeat(self.timesteps, *[1] * (x.ndim - 1)) if self.static_input else x
 
     def extra_repr(self) -> str:
         kind = "fixed" if self.raw_amplitude is None else "layer" if self.raw_amplitude.ndim == 0 else "channel"
@@ -173,7 +169,7 @@ class TernaryLIF(SpikingNeuron):
 
     def forward(self, x: Tensor) -> Tensor:
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
-        return functional.ternary_lif(self._over_time(x), self.timesteps, self.amplitude, **self._options())
+        return functional.ternary_lif(x, self.timesteps, self.amplitude, **self._options())
 
 
 class TernaryIF(TernaryLIF):
@@ -201,7 +197,7 @@ class BinaryLIF(SpikingNeuron):
 
     def forward(self, x: Tensor) -> Tensor:
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
-        return functional.binary_lif(self._over_time(x), self.timesteps, self.amplitude, **self._options())
+        return functional.binary_lif(x, self.timesteps, self.amplitude, **self._options())
 
 
 class ComplementedTernaryLIF(TernaryLIF):

@@ -1,0 +1,166 @@
+"""The contract of the fused neurons: every implementation gives what the equations give."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_tspike import kernels
+from lightning_tspike.functional import binary_lif, ternary_lif
+
+IMPLEMENTATIONS = ["native", "loops", "triton"]  # triton on a GPU or, where there is none, in its interpreter
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+
+
+def _run(
+    name: str, x: torch.Tensor, timesteps: int, *, channels: int | None = None, learn: bool = False,
+    is_ternary: bool = True, per_channel: str = "amplitude", **options: Any,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Spikes and all gradients, by one implementation."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    generator = torch.Generator().manual_seed(7)
+    values = {}
+    for key in ("amplitude", "threshold"):
+        shape = (channels,) if channels and per_channel in (key, "both") else ()
+        values[key] = (torch.rand(shape, generator=generator) * 0.4 + 0.4).to(dtype)
+        values[key].requires_grad_(learn or key == "amplitude")
+    decay = torch.tensor(0.3, dtype=dtype, requires_grad=True) if learn else 0.3
+    x = x.detach().requires_grad_()
+    neuron = ternary_lif if is_ternary else binary_lif
+    with kernels.use(name):
+        out = neuron(x, timesteps, values["amplitude"], threshold=values["threshold"], decay=decay, **options)
+    grad = torch.randn(out.shape, generator=generator).to(out.dtype)
+    out.backward(grad)
+    results = {"spikes": out.detach(), "x": x.grad, "amplitude": values["amplitude"].grad}
+    if learn:
+        results |= {"threshold": values["threshold"].grad, "decay": decay.grad}
+    return results
+
+
+def _must_agree(name: str, x: torch.Tensor, timesteps: int, **options: Any) -> None:
+    want, got = (_run(way, x, timesteps, **options) for way in ("reference", name))
+    assert got["spikes"].dtype == x.dtype
+    assert torch.equal(got["spikes"], want["spikes"])
+    for key in want:
+        tolerance = TOLERANCE[x.dtype]
+        # what is summed over all neurons has their rounding, however small the sum
+        scale = max(1.0, want["x"].abs().max().item()) * (1 if key in ("x", "spikes") else x.numel() ** 0.5)
+        torch.testing.assert_close(
+            got[key], want[key], rtol=tolerance, atol=tolerance * scale, msg=lambda m, key=key: f"{key}: {m}"
+        )
+
+
+OPTIONS = [
+    {"reset": reset, "detach_reset": detach, "surrogate": surrogate, "learn": learn}
+    for (reset, detach, surrogate), learn in zip(
+        itertools.product(("hard", "soft"), (False, True), ("rectangular", "triangular", "arctan")),
+        itertools.cycle((True, False, True, True, False)),
+        strict=False,
+    )
+]
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("is_ternary", [True, False], ids=["ternary", "binary"])
+def test_all_resets_and_surrogates(name: str, options: dict[str, Any], is_ternary: bool) -> None:
+    x = torch.randn(4 * 3, 5, 7, 3, generator=torch.Generator().manual_seed(1))
+    _must_agree(name, x, 4, is_ternary=is_ternary, **options)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("timesteps", [*range(1, 17), 40])
+def test_any_number_of_time_steps(name: str, timesteps: int) -> None:
+    _must_agree(name, torch.randn(timesteps * 2, 3, 5, generator=torch.Generator().manual_seed(timesteps)), timesteps)
+
+
+SHAPES = {
+    "one number": (2, 1),
+    "vector": (2 * 67,),
+    "linear": (2 * 3, 130),
+    "tokens": (2 * 2, 5, 9),
+    "maps": (2 * 2, 6, 9, 9),
+    "odd maps": (2 * 3, 5, 1, 13),
+    "more than a block": (2 * 2, 3, 47, 53),
+    "volumes": (2 * 2, 3, 4, 5, 3),
+}
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("per_channel", [None, "amplitude", "threshold", "both"])
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "strided"])
+def test_shapes_channels_and_memory(name: str, shape: tuple[int, ...], per_channel: str | None, memory: str) -> None:
+    if len(shape) == 1 and (per_channel or memory != "contiguous"):
+        pytest.skip("a vector has no channels")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    if memory == "channels_last":
+        if x.ndim not in (4, 5):
+            pytest.skip("channels_last is for images and volumes")
+        x = x.to(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    elif memory == "strided":
+        x = torch.randn(*reversed(shape), generator=torch.Generator().manual_seed(2)).permute(
+            *reversed(range(len(shape)))
+        )
+    channels = shape[1] if per_channel else None
+    _must_agree(name, x, 2, channels=channels, per_channel=per_channel or "", learn=per_channel is not None)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
+def test_other_precisions(name: str, dtype: torch.dtype, learn: bool) -> None:
+    _must_agree(name, torch.randn(4 * 3, 5, 6, generator=torch.Generator().manual_seed(3)).to(dtype), 4, learn=learn)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("channels", [None, 5])
+def test_static_input(name: str, learn: bool, channels: int | None) -> None:
+    x = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(4))
+    _must_agree(name, x, 4, learn=learn, channels=channels, static_input=True)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+@pytest.mark.parametrize("surrogate", ["rectangular", "triangular", "arctan"])
+def test_nan_and_infinity(name: str, reset: str, surrogate: str) -> None:
+    x = torch.randn(4 * 2, 3, 4, generator=torch.Generator().manual_seed(5))
+    x[0, 0, 0], x[2, 0, 1], x[3, 1, 2] = float("inf"), float("nan"), -float("inf")
+    x[6, 2, 0], x[7, 2, 1] = float("inf"), float("nan")
+    want, got = (_run(way, x, 4, reset=reset, surrogate=surrogate) for way in ("reference", name))
+    assert torch.equal(got["spikes"], want["spikes"])
+    torch.testing.assert_close(got["x"], want["x"], rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_threshold_is_reached_at_equality(name: str) -> None:
+    with kernels.use(name):
+        below = float(torch.nextafter(torch.tensor(0.5), torch.tensor(0.0)))
+        assert ternary_lif(torch.tensor([0.5, -0.5, below, -below]), 1).tolist() == [1, -1, 0, 0]
+        assert binary_lif(torch.tensor([0.5, -0.5, below, -below]), 1).tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 4), (4, 0, 2)])
+def test_nothing_in_nothing_out(shape: tuple[int, ...]) -> None:
+    x = torch.empty(shape, requires_grad=True)
+    out = ternary_lif(x, 2, torch.tensor(1.0, requires_grad=True))
+    out.sum().backward()
+    assert out.shape == x.grad.shape == shape
+
+
+def test_threads_do_not_matter() -> None:
+    x = torch.randn(4 * 2, 5, 60, 70, generator=torch.Generator().manual_seed(6))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(_run("native", x, 4, channels=5, learn=True))
+    finally:
+        torch.set_num_threads(threads)
+    for key, one in results[0].items():
+        assert torch.equal(one, results[1][key]), key
