@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Look", "watching"]
+__all__ = ["Look", "unwatched", "watching"]
+
+_is_unwatched: ContextVar[bool] = ContextVar("is_unwatched", default=False)
 
 Look = Callable[[str, Any, Tensor, Tensor], None]
 """Gets a layer's name, the layer, its input and its output."""
@@ -17,8 +21,22 @@ Look = Callable[[str, Any, Tensor, Tensor], None]
 @contextmanager
 def watching(modules: Mapping[str, nn.Module], look: Look) -> Iterator[None]:
     """Show every call of these modules to ``look`` while the block lasts; it runs where gradients are recorded."""
+
+    def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        if not _is_unwatched.get():
+            look(name, module, args[0], output)
+
     with ExitStack() as hooks:
         for name, module in modules.items():
-            hook = module.register_forward_hook(lambda m, args, output, name=name: look(name, m, args[0], output))
-            hooks.callback(hook.remove)
+            hooks.callback(module.register_forward_hook(partial(hook, name)).remove)
         yield
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Run layers that have been looked at already, to compute again what was not kept of them."""
+    token = _is_unwatched.set(True)
+    try:
+        yield
+    finally:
+        _is_unwatched.reset(token)

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from .gauge import GaugeClasses, TrainingScales
 from .graph import TraceError, static_encoders, trace
+from .memory import Memory, keeping
 from .neurons import NEURONS, NeuronOptions, SpikingNeuron
 from .operations import channel_axis, layer_of
 from .report import NetworkReport
@@ -41,6 +42,8 @@ class SpikingNetwork(nn.Module):
         encoders: Names of the neurons that end the static prefix; empty where the input must be repeated T times.
         rewrites: Structural changes by folding since then.
         config: What :func:`lightning_tspike.models.create_network` built this from; None for a network of your own.
+        memory: What a training step keeps for its backward pass: ``"full"``, ``"packed"`` or ``"lean"``
+            (:mod:`lightning_tspike.memory`). Gradients are the same.
         pretrained_cfg: Of trained weights, as timm has it: ``architecture``, ``num_classes``, and where they are known
             ``input_size``, ``mean``, ``std``, ``label_names`` ...; empty otherwise.
     """
@@ -53,6 +56,7 @@ class SpikingNetwork(nn.Module):
         self.timesteps = timesteps
         self.input_size = input_size
         self.encoders = tuple(encoders)
+        self.memory: Memory = "full"
         self.config: NetworkConfig | None = None
         self.rewrites = Rewrites()
         self.pretrained_cfg: dict[str, Any] = {}
@@ -119,7 +123,8 @@ class SpikingNetwork(nn.Module):
         Raises:
             ValueError: ``x`` has another number of dimensions, channels or time steps than the network.
         """
-        logits = self.model(self.fold_time(x))  # [T*B, K]
+        with keeping(self, self.memory):
+            logits = self.model(self.fold_time(x))  # [T*B, K]
         logits = logits.unflatten(0, (self.timesteps, logits.shape[0] // self.timesteps))  # [T, B, K]
         return logits if per_step else logits.mean(0)
 

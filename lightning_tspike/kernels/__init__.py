@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import loops, native
-from .layout import Neuron, per_channel
+from .layout import Neuron, is_dense, per_channel
 
-__all__ = ["NAMES", "Neuron", "choose", "per_channel", "run", "use"]
+__all__ = ["NAMES", "Neuron", "choose", "is_dense", "per_channel", "run", "use"]
 
 NAMES = ("native", "triton", "loops")
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "Neuron", "dense", "dense_like", "per_channel"]
+__all__ = ["Layout", "Neuron", "dense", "dense_like", "is_dense", "per_channel"]
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -104,12 +104,14 @@ def per_channel(value: Tensor, x: Tensor) -> Tensor:
     return value.view(-1, *[1] * (x.ndim - 2))
 
 
-def dense(x: Tensor) -> Tensor:
-    """``x`` itself where its elements fill memory with dimension 0 outermost and channels first or last, else a copy.
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements of ``x`` fill memory with dimension 0 outermost and channels first or last."""
+    return x.is_contiguous() or _is_channels_last(x)
 
-    A tensor that is channels_last in memory stays so.
-    """
-    return x if x.is_contiguous() or _is_channels_last(x) else x.contiguous()
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` itself where it is dense, else a copy that is."""
+    return x if is_dense(x) else x.contiguous()
 
 
 def dense_like(grad: Tensor, x: Tensor) -> Tensor:
