@@ -33,7 +33,7 @@ from torch import Tensor
 
 from . import kernels
 from .kernels import Neuron, per_channel
-from .surrogate import SURROGATES
+from .surrogate import SURROGATES, indicator
 
 __all__ = ["Memory", "binary_lif", "integrate_and_fire", "membrane_potential", "ternary_lif"]
 
@@ -234,8 +234,8 @@ class _Fire(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, theta: Tensor, surrogate: str, is_ternary: bool) -> Tensor:
         ctx.save_for_backward(u, theta)
         ctx.surrogate, ctx.is_ternary = surrogate, is_ternary
-        fired = (u >= theta).to(u.dtype)
-        return fired - (u <= -theta).to(u.dtype) if is_ternary else fired
+        fired = indicator(torch.ge, u, theta)
+        return fired - indicator(torch.le, u, -theta) if is_ternary else fired
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:

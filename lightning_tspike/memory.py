@@ -117,13 +117,17 @@ class _KeepPacked(TorchFunctionMode):
         if mark is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
 
+        spikes = [x]
+
         def pack(saved: Tensor) -> Tensor | PackedSpikes:
             # what is saved is another Tensor object, but the same memory in the same order
-            is_same = saved.data_ptr() == x.data_ptr() and saved.shape == x.shape and saved.stride() == x.stride()
-            return _packed(x, mark) if is_same else saved
+            same = spikes[0]
+            is_same = (saved.data_ptr(), saved.shape, saved.stride()) == (same.data_ptr(), same.shape, same.stride())
+            return _packed(same, mark) if is_same else saved
 
         with saved_tensors_hooks(pack, lambda kept: kept.unpack() if isinstance(kept, PackedSpikes) else kept):
             out = func(*args, **kwargs)
+        spikes.clear()  # autograd keeps the hook, which must not keep the spikes
         if func in _MAX_POOLS and isinstance(out, Tensor) and is_dense(out):
             out._spikes = _Mark(out, mark.amplitude)  # type: ignore[attr-defined]
         return out

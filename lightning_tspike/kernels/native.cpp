@@ -16,7 +16,7 @@ using real = REAL;
 constexpr bool soft = SOFT, detach = DETACH;
 constexpr Surrogate surrogate = SURROGATE;
 
-constexpr int64_t BLOCK = 64;
+constexpr int64_t BLOCK = 32;
 
 struct Neuron {
     int64_t timesteps;
@@ -121,7 +121,7 @@ static void forward(const Neuron& n, const real* x, const real* amplitude, const
 template <bool by_column, bool all, bool last>
 static inline __attribute__((always_inline)) void step_back(const Values& v, int64_t channel, real decay,
                                                             real binary, int64_t width, const real* now,
-                                                            const real* grad_out, real* next, real* to_amplitude,
+                                                            const real* grad_out, real* next, real* to, real* to_amplitude,
                                                             real* to_threshold, real* to_decay) {
     const real *a = &v.a[channel], *theta = &v.theta[channel], *lower = &v.lower[channel];
     const real* inverse = &v.inverse[channel];
@@ -140,7 +140,7 @@ static inline __attribute__((always_inline)) void step_back(const Values& v, int
         }
         const real through_spike = to_spike * derivative(u, theta[c], inverse[c], binary);
         if (all) to_threshold[i] -= through_spike * u * inverse[c];
-        next[i] = direct + through_spike;
+        next[i] = to[i] = direct + through_spike;
     }
 }
 
@@ -163,17 +163,16 @@ static inline __attribute__((always_inline)) void backward_block(const Neuron& n
             h[i] = decay * after_reset(now[i], fired(now[i], theta[c], lower[c]), theta[c]);
         }
     }
-    step_back<by_column, all, true>(
-        v, channel, decay, binary, width, u + last * BLOCK, grad_out + last * step, next, sums[0], sums[1], sums[2]);
-    std::copy(next, next + width, grad_x + last * n.x_step);
+    real spare[BLOCK];
+    const bool is_static = n.x_step == 0;
+    step_back<by_column, all, true>(v, channel, decay, binary, width, u + last * BLOCK, grad_out + last * step, next,
+                                    grad_x + last * n.x_step, sums[0], sums[1], sums[2]);
+
     for (int64_t t = last - 1; t >= 0; --t) {
-        step_back<by_column, all, false>(
-            v, channel, decay, binary, width, u + t * BLOCK, grad_out + t * step, next, sums[0], sums[1], sums[2]);
-        real* to = grad_x + t * n.x_step;
-        if (n.x_step)
-            std::copy(next, next + width, to);
-        else  // every step has read the same input
-            for (int64_t i = 0; i < width; ++i) to[i] += next[i];
+        step_back<by_column, all, false>(v, channel, decay, binary, width, u + t * BLOCK, grad_out + t * step, next,
+                                         is_static ? spare : grad_x + t * n.x_step, sums[0], sums[1], sums[2]);
+        if (is_static)  // every step has read the same input
+            for (int64_t i = 0; i < width; ++i) grad_x[i] += spare[i];
     }
 }
 
