@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from .functional import per_channel
 from .graph import trace
+from .hooks import watched
 from .neurons import SpikingNeuron
 from .operations import NORMS, Kind, absorbs, channel_axis, count_owners, kind_of, layer_of
 from .ternarize import SpikingNetwork
@@ -176,7 +177,7 @@ def _record(ann: nn.Module, images: Tensor, axes: dict[str, int]) -> dict[str, _
 @contextmanager
 def _on_inputs(modules: Mapping[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """Have ``change(name, x)`` called on what modules get; they get its result instead."""
-    with ExitStack() as hooks:
+    with watched(), ExitStack() as hooks:
         for name, module in modules.items():
             hook = module.register_forward_pre_hook(lambda _m, args, name=name: (change(name, args[0]),))
             hooks.callback(hook.remove)

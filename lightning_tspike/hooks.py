@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Look", "unwatched", "watching"]
+__all__ = ["Look", "is_watched", "unwatched", "watched", "watching"]
 
 _is_unwatched: ContextVar[bool] = ContextVar("is_unwatched", default=False)
+_watchers = 0  # of the whole process: a network may run in another thread than the one that watches
 
 Look = Callable[[str, Any, Tensor, Tensor], None]
 """Gets a layer's name, the layer, its input and its output."""
@@ -26,10 +27,26 @@ def watching(modules: Mapping[str, nn.Module], look: Look) -> Iterator[None]:
         if not _is_unwatched.get():
             look(name, module, args[0], output)
 
-    with ExitStack() as hooks:
+    with watched(), ExitStack() as hooks:
         for name, module in modules.items():
             hooks.callback(module.register_forward_hook(partial(hook, name)).remove)
         yield
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Say that layers have hooks that must be called: a compiled network knows nothing of them and runs as it is."""
+    global _watchers
+    _watchers += 1
+    try:
+        yield
+    finally:
+        _watchers -= 1
+
+
+def is_watched() -> bool:
+    """Whether layers have hooks that must be called."""
+    return _watchers > 0
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -21,7 +22,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from . import functional
 from .calibration import copy_weights
 from .checkpoint import LABEL_NAMES, PREPROCESSING
+from .kernels import can_compile
 from .losses import distillation_loss, membrane_regularization, tet_loss
+from .memory import MEMORY, Memory
 from .models import NetworkConfig, create_network, load_ann
 from .pretrained import start_from
 from .seeding import epoch_seed, run_seed
@@ -73,6 +76,13 @@ class TernarySNNModule(L.LightningModule):
         teacher_weights: File with the teacher's state_dict; None for timm's pretrained weights.
         teacher_weight: Share of the distillation in the loss, in [0, 1].
         teacher_temperature: Its temperature.
+        memory: What a training step keeps for its backward pass: ``"full"``, ``"packed"`` (spikes at 2 bits each) or
+            ``"lean"`` (blocks by their inputs alone, computed again); see :mod:`lightning_tspike.memory`. Gradients are
+            the same.
+        compile: Compile the network (``torch.compile``) for every run of a Trainer. The first steps then take up to a
+            minute, the others less time; where no compiler is found, a warning says so and the network runs as it is.
+            On batches that a callback looks into, it runs as it is, too. What is kept for the backward pass is up to
+            torch, so ``memory`` must be ``"full"``.
         opt: Optimizer, a name that timm.optim knows.
         lr: Learning rate at its peak.
         momentum: Momentum, for the optimizers that have one.
@@ -117,6 +127,8 @@ class TernarySNNModule(L.LightningModule):
         teacher_weights: str | None = None,
         teacher_weight: float = 0.5,
         teacher_temperature: float = 4.0,
+        memory: Memory = "full",
+        compile: bool = False,
         opt: str = "sgd",
         lr: float = 0.1,
         momentum: float = 0.9,
@@ -137,6 +149,18 @@ class TernarySNNModule(L.LightningModule):
             raise ValueError(f"teacher_temperature must be positive, got {teacher_temperature!r}")
         if calibration_images < 2:
             raise ValueError(f"calibration_images must be at least 2, got {calibration_images!r}")
+        if memory not in MEMORY:
+            raise ValueError(f"memory must be one of {MEMORY}, got {memory!r}")
+        if compile and memory != "full":
+            raise ValueError(
+                f"compile=True decides by itself what is kept for the backward pass: leave memory at 'full' (it is "
+                f"{memory!r}), or compile=False"
+            )
+        if tmpr_weight and (compile or memory == "lean"):
+            raise ValueError(
+                f"tmpr_weight={tmpr_weight!r} needs the membrane potentials of every layer, which compile=True and "
+                "memory='lean' do not keep: use memory='packed' and compile=False"
+            )
         self.save_hyperparameters()
         self.network = create_network(
             NetworkConfig(
@@ -157,6 +181,8 @@ class TernarySNNModule(L.LightningModule):
                 backbone_kwargs=backbone_kwargs or {},
             )
         )
+        self.network.memory = memory
+        self._is_compiled = False
         # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
         # the module: not of its parameters, its checkpoints or what DDP looks after
         self._anns: dict[str, torch.nn.Module] = {}
@@ -266,6 +292,16 @@ class TernarySNNModule(L.LightningModule):
         if terms:
             loss = loss + hp["tmpr_weight"] * torch.stack(terms).mean()
         return loss, logits
+
+    def setup(self, stage: str) -> None:
+        if not self.hparams["compile"] or self._is_compiled:
+            return
+        device = self.trainer.strategy.root_device.type
+        if not can_compile(device):
+            rank_zero_warn(f"compile=True: no compiler for the {device} was found, so the network runs as it is")
+            return
+        self.network.model.compile()
+        self._is_compiled = True
 
     def on_fit_start(self) -> None:
         hp = self.hparams

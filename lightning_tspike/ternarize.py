@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from .gauge import GaugeClasses, TrainingScales
 from .graph import TraceError, static_encoders, trace
+from .hooks import is_watched
 from .memory import Memory, keeping
 from .neurons import NEURONS, NeuronOptions, SpikingNeuron
 from .operations import channel_axis, layer_of
@@ -124,7 +125,9 @@ class SpikingNetwork(nn.Module):
             ValueError: ``x`` has another number of dimensions, channels or time steps than the network.
         """
         with keeping(self, self.memory):
-            logits = self.model(self.fold_time(x))  # [T*B, K]
+            # nn.Module.compile() leaves forward as it is: hooks are called there
+            run = self.model.forward if is_watched() else self.model
+            logits = run(self.fold_time(x))  # [T*B, K]
         logits = logits.unflatten(0, (self.timesteps, logits.shape[0] // self.timesteps))  # [T, B, K]
         return logits if per_step else logits.mean(0)
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +16,7 @@ import torch
 
 from lightning_tspike import kernels
 from lightning_tspike.functional import binary_lif, ternary_lif
+from lightning_tspike.kernels import native
 
 IMPLEMENTATIONS = ["native", "loops", "triton"]  # triton on a GPU or, where there is none, in its interpreter
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -164,3 +171,110 @@ def test_threads_do_not_matter() -> None:
         torch.set_num_threads(threads)
     for key, one in results[0].items():
         assert torch.equal(one, results[1][key]), key
+
+
+@pytest.fixture
+def _nothing_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a process that has compiled nothing, with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    caches = (native._library, native._command)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("_nothing_compiled")
+def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(4, 3)
+    with kernels.use("reference"):
+        want = ternary_lif(x, 2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler was found"):
+        assert torch.equal(ternary_lif(x, 2), want)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said once
+        assert torch.equal(ternary_lif(x, 2, reset="soft"), ternary_lif(x, 2, reset="soft"))
+
+
+@pytest.mark.usefixtures("_nothing_compiled")
+def test_with_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho this compiler is broken >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    x = torch.randn(4, 3)
+    with kernels.use("reference"):
+        want = ternary_lif(x, 2)
+    with pytest.warns(UserWarning, match="this compiler is broken"):
+        assert torch.equal(ternary_lif(x, 2), want)
+    assert not list((tmp_path / "cache").rglob("*.so")), "half a library was left"
+
+
+@pytest.mark.usefixtures("_nothing_compiled")
+def test_compiled_once(tmp_path: Path) -> None:
+    x = torch.randn(4, 3)
+    ternary_lif(x, 2)
+    (library,) = (tmp_path / "cache").rglob("*.so")
+    made = library.stat().st_mtime_ns
+    native._library.cache_clear()
+    ternary_lif(x, 2)
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()] == [made]
+
+
+@pytest.mark.usefixtures("_nothing_compiled")
+def test_cache_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ternary_lif(torch.ones(2, 3), 2).tolist() == [[1] * 3] * 2
+
+
+def test_unknown_way() -> None:
+    with pytest.raises(ValueError, match="'fast'"), kernels.use("fast"):
+        pass
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    (grad,) = torch.autograd.grad(ternary_lif(x, 2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("kernel", ["_forward", "_backward"])
+def test_kernels_compile_for_gpus(kernel: str) -> None:
+    """To machine code for compute capability 9.0, which needs no GPU; no two roundings are made one."""
+    pytest.importorskip("triton")
+    run = subprocess.run(
+        [sys.executable, "-c", COMPILE, kernel], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["bytes", "0", "fused"]
+
+
+COMPILE = """
+import inspect, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from lightning_tspike.kernels import triton_kernels
+
+kernel = getattr(triton_kernels, sys.argv[1])
+names = list(inspect.signature(kernel.fn).parameters)
+known = dict(TIMESTEPS=4, SOFT=False, TERNARY=True, STATIC=False, AMPLITUDE_BY=0, THRESHOLD_BY=0, ROWS=1, COLUMNS=1024,
+             CHANNELS=0, SURROGATE="rectangular", DETACH=False, NEEDS_AMPLITUDE=True, NEEDS_THRESHOLD=True,
+             NEEDS_DECAY=True, rows=1, channels=1)  # the JIT makes constants of arguments that are 1
+known = {name: value for name, value in known.items() if name in names}
+kinds = {"x": "*bf16", "out": "*bf16", "grad_out": "*bf16", "grad_x": "*bf16", "columns": "i32"}
+signature = {name: "constexpr" if name in known else kinds.get(name, "*fp32") for name in names}
+source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in known.items()})
+options = {"num_warps": 4, "enable_fp_fusion": False}
+compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+assert len(compiled.asm["cubin"]) > 1000
+print("bytes", compiled.asm["ptx"].count("fma.rn"), "fused")
+"""

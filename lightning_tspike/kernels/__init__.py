@@ -16,7 +16,11 @@ nothing is kept for backward. The spikes in single and double precision are thos
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
+import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,7 +34,7 @@ from torch.autograd.function import once_differentiable
 from . import loops, native
 from .layout import Neuron, is_dense, per_channel
 
-__all__ = ["NAMES", "Neuron", "choose", "is_dense", "per_channel", "run", "use"]
+__all__ = ["NAMES", "Neuron", "can_compile", "choose", "is_dense", "per_channel", "run", "use"]
 
 NAMES = ("native", "triton", "loops")
 
@@ -120,5 +124,25 @@ def _implementation(name: str) -> ModuleType:
     return native if name == "native" else loops
 
 
+def can_compile(device: str) -> bool:
+    """Whether there is what torch.compile and the kernels here need for a kind of device, ``"cpu"`` or ``"cuda"``.
+
+    On the CPU that is a C++ compiler, on GPUs Triton, which calls a C compiler.
+    """
+    if device == "cpu":
+        return native.compiler() is not None
+    names = (os.environ.get("CC"), "gcc", "clang", "cc")
+    has_compiler = any(name and shutil.which(name) for name in names)
+    return importlib.util.find_spec("triton") is not None and has_compiler
+
+
+@functools.cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    if can_compile("cuda"):
+        return True
+    warnings.warn(
+        "Triton or a C compiler for it ($CC, gcc, clang) was not found: on the GPU neurons run without them, several "
+        "times slower; results are the same",
+        stacklevel=2,
+    )
+    return False

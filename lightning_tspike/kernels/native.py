@@ -125,7 +125,7 @@ def compiler() -> str | None:
 
 
 @functools.cache
-def _flags() -> tuple[str, ...] | None:
+def _command() -> tuple[str, ...] | None:
     """The compiler and its flags, or None where neurons must do without."""
     if (cxx := compiler()) is None:
         warnings.warn(
@@ -140,7 +140,7 @@ def _flags() -> tuple[str, ...] | None:
 @functools.cache
 def _library(dtype: torch.dtype, reset: str, detach_reset: bool, surrogate: str) -> ctypes.CDLL | None:
     """The compiled library for one kind of neuron; None where it cannot be had."""
-    if (command := _flags()) is None:
+    if (command := _command()) is None:
         return None
     kind = (
         f"-DREAL={_REAL[dtype]}", f"-DSOFT={int(reset == 'soft')}", f"-DDETACH={int(detach_reset)}",
