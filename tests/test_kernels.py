@@ -120,6 +120,12 @@ def test_shapes_channels_and_memory(name: str, shape: tuple[int, ...], per_chann
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("learn", [False, True], ids=["fixed", "learned"])
 def test_other_precisions(name: str, dtype: torch.dtype, learn: bool) -> None:
+    x = torch.randn(6, 40, generator=torch.Generator().manual_seed(8)).to(dtype)
+    amplitudes = torch.linspace(0.1, 3, 40)  # most of them between two numbers that half precision has
+    with kernels.use("reference"):
+        want = ternary_lif(x, 3, amplitudes)
+    with kernels.use(name):
+        assert torch.equal(ternary_lif(x, 3, amplitudes), want)
     _must_agree(name, torch.randn(4 * 3, 5, 6, generator=torch.Generator().manual_seed(3)).to(dtype), 4, learn=learn)
 
 

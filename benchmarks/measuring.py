@@ -1,0 +1,153 @@
+"""What the benchmarks of speed and memory share: clocks, counts of memory, the machine, results files, plots."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "triton", "lightning", "timm", "spikingjelly", "snntorch", "norse")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What ran the measurements: processor or GPU, threads, versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "processor": names[0] if names else platform.processor(),
+        "vector instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def seconds(function: Callable[[], Any], device: str) -> float:
+    """How long one call takes."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turn(
+    functions: Mapping[str, Callable[[], Any]], device: str, *, rounds: int, uncounted: int = 2, calls: int = 1
+) -> dict[str, list[float]]:
+    """Seconds a call of each function, one after the other in every round: what slows the machine down slows all.
+
+    Args:
+        functions: What to measure, by name.
+        device: ``"cpu"`` or ``"cuda"``.
+        rounds: Rounds that count.
+        uncounted: Rounds before them.
+        calls: Calls of each function in a round; their mean is its time.
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for i in range(uncounted + rounds):
+        for name, function in functions.items():
+            time_ = seconds(lambda f=function: [f() for _ in range(calls)], device) / calls
+            if i >= uncounted:
+                times[name].append(time_)
+    return times
+
+
+def ratio(times: Sequence[float], base: Sequence[float]) -> float:
+    """Median over the rounds of one time over another."""
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
+def kept_bytes(function: Callable[[], Any], device: str) -> int:
+    """Bytes that are held when ``function`` has returned, and its result is still there, and were not before."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        result = function()
+        kept = torch.cuda.memory_allocated() - before
+    else:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            result = function()
+        kept = sum(event.self_cpu_memory_usage for event in recorded.key_averages())
+    del result
+    return kept
+
+
+def line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """The straight line through some points by least squares: slope, intercept, and R^2, 1 where it meets all."""
+    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    intercept = mean_y - slope * mean_x
+    total = sum((b - mean_y) ** 2 for b in y)
+    residual = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True))
+    return {"slope": slope, "intercept": intercept, "r2": 1 - residual / total if total else 1.0}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    head = list(rows[0])
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *([_text(row[key]) for key in head] for row in rows)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def write(folder: Path, name: str, results: Mapping[str, Any], markdown: str) -> None:
+    """Write NAME.json and NAME.md, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for suffix, text in ((".json", json.dumps(results, indent=1) + "\n"), (".md", markdown)):
+        scratch = folder / f".{name}{suffix}"
+        scratch.write_text(text)
+        os.replace(scratch, folder / f"{name}{suffix}")
+
+
+def plot(path: Path, xlabel: str, panels: Mapping[str, Mapping[str, Mapping[float, float]]]) -> None:
+    """Draw curves over one quantity, a panel for each measure, on logarithmic axes.
+
+    Args:
+        path: PNG file to write.
+        xlabel: What is on the horizontal axis.
+        panels: By label of the vertical axis, curves by name, each from x to y; values of 0 are left out.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), layout="constrained", squeeze=False)
+    for axis, (ylabel, curves) in zip(axes[0], panels.items(), strict=True):
+        for name, points in curves.items():
+            shown = {x: y for x, y in points.items() if y > 0}
+            axis.plot(list(shown), list(shown.values()), marker="o", label=name)
+        axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+        axis.set_xticks(sorted({x for points in curves.values() for x in points}))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+    axes[0][-1].legend(fontsize="small")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
