@@ -122,6 +122,8 @@ def test_shapes_channels_and_memory(name: str, shape: tuple[int, ...], per_chann
 def test_other_precisions(name: str, dtype: torch.dtype, learn: bool) -> None:
     x = torch.randn(6, 40, generator=torch.Generator().manual_seed(8)).to(dtype)
     amplitudes = torch.linspace(0.1, 3, 40)  # most of them between two numbers that half precision has
+    if name == "triton" and dtype == torch.bfloat16 and not torch.cuda.is_available():
+        amplitudes = amplitudes.bfloat16().float()  # Triton's interpreter cuts bits off where a GPU rounds
     with kernels.use("reference"):
         want = ternary_lif(x, 3, amplitudes)
     with kernels.use(name):

@@ -144,15 +144,6 @@ def _derivative(u, theta, SURROGATE: tl.constexpr, TERNARY: tl.constexpr):
 
 
 @triton.jit
-def _rounded(value, like):
-    """In the dtype that a pointer points to, to the nearest: Triton's interpreter would cut bits off."""
-    if like.dtype.element_ty == tl.bfloat16:
-        return value.to(tl.bfloat16, fp_downcast_rounding="rtne")
-    else:
-        return value.to(like.dtype.element_ty)
-
-
-@triton.jit
 def _forward(
     x, out, amplitude, threshold, decay, rows, columns, channels,
     TIMESTEPS: tl.constexpr, SOFT: tl.constexpr, TERNARY: tl.constexpr, STATIC: tl.constexpr,
@@ -175,7 +166,7 @@ def _forward(
                 current = tl.load(x + at + t * step, mask=inside, other=0).to(theta.dtype)
         u = h + current
         s = _fired(u, theta, TERNARY)
-        tl.store(out + at + t * step, _rounded(s * a, out), mask=inside)
+        tl.store(out + at + t * step, (s * a).to(out.dtype.element_ty), mask=inside)
         h = tau * _after_reset(u, s, theta, SOFT)
 
 
@@ -254,9 +245,9 @@ def _backward(
         if STATIC:
             total += next_
         else:
-            tl.store(grad_x + at + (TIMESTEPS - 1 - i) * step, _rounded(next_, grad_x), mask=inside)
+            tl.store(grad_x + at + (TIMESTEPS - 1 - i) * step, next_.to(grad_x.dtype.element_ty), mask=inside)
     if STATIC:
-        tl.store(grad_x + at, _rounded(total, grad_x), mask=inside)
+        tl.store(grad_x + at, total.to(grad_x.dtype.element_ty), mask=inside)
     if NEEDS_AMPLITUDE:
         _store_sum(to_amplitude, sum_amplitude, row, column, rows, columns, strips, ROWS, COLUMNS, CHANNELS)
     if NEEDS_THRESHOLD:
