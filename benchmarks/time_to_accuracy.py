@@ -134,8 +134,8 @@ class Training:
         """Compile the network for all that is to come, and leave its weights and statistics as they were."""
         before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         pixels, labels = (tensor[: self.args.batch_size] for tensor in (self.train.x, self.train.y))
-        self.network.fold_time(self.train.normalized(pixels))  # sets a mode that would have all compiled twice
-        self.network.compile(dynamic=False)  # two batch sizes, of training and of testing, are no reason for any size
+        # two batch sizes, of training and of testing, are no reason for any size
+        self.network.model.compile(dynamic=False)
         self._loss(self.train.normalized(pixels), labels)[0].backward()
         self.classify(test)
         self.network.load_state_dict(before)

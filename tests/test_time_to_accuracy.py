@@ -115,30 +115,13 @@ def test_bfloat16(data: Path, tmp_path: Path) -> None:
     assert results["decisions_changed_by_fold"] <= 1  # these are measured in float32
 
 
-def test_all_that_training_needs_is_compiled_before(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple[Any, ...]] = []
-
-    def compile_nothing(network: nn.Module, dynamic: bool) -> None:
-        assert dynamic is False
-        network.register_forward_pre_hook(look)
-
-    def look(network: nn.Module, inputs: tuple[Tensor]) -> None:
-        x = inputs[0]
-        if x.dtype == torch.float32:  # the fold computes in double precision, not compiled
-            calls.append((x.shape, x.stride(), network.training, torch.is_grad_enabled()))
-
-    monkeypatch.setattr(nn.Module, "compile", compile_nothing)
+def test_compiling_leaves_no_trace(data: Path, tmp_path: Path) -> None:
+    """In weights, statistics or random numbers; what is compiled is run as it is, for compiling takes a minute."""
     options = ("--epochs", "2", "--limit-train", "200", "--limit-test", "20", *TINY)
     _, plain = run(data, tmp_path / "plain", *options, "--no-compile")
-    _, compiled = run(data, tmp_path / "compiled", *options)
-    training, evaluation = calls[:2]
-    assert training == ((64, 3, 16, 16), (768, 1, 48, 3), True, True)  # channels last
-    assert evaluation == ((20, 3, 16, 16), (768, 1, 48, 3), False, False)
-    # three batches an epoch, without the incomplete one; at the end the network, its folded copy, and mirrored images
-    assert calls[2:] == 2 * [*3 * [training], evaluation] + 4 * [evaluation]
-    # and it has left no trace in weights, statistics or random numbers
+    with torch.compiler.set_stance("force_eager"):
+        results, compiled = run(data, tmp_path / "compiled", *options)
+    assert results["compile_seconds"] > 0
     assert [row["loss"] for row in compiled] == [row["loss"] for row in plain]
 
 

@@ -67,8 +67,8 @@ def choose(x: Tensor, neuron: Neuron) -> str:
         return "loops"
     if (name := _override.get()) is not None:
         return name
-    if x.numel() == 0 or type(x) not in (Tensor, torch.nn.Parameter):
-        return "reference"  # nothing to be fast at; tensors that are more than numbers in memory
+    if x.numel() == 0 or type(x) not in (Tensor, torch.nn.Parameter) or torch.jit.is_tracing():
+        return "reference"  # nothing to be fast at; more, or less, than numbers in memory
     if x.device.type == "cuda" and _has_triton():
         return "triton"
     dtype = torch.promote_types(x.dtype, torch.float32)
