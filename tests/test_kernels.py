@@ -17,6 +17,7 @@ import torch
 from lightning_tspike import kernels
 from lightning_tspike.functional import binary_lif, ternary_lif
 from lightning_tspike.kernels import native
+from lightning_tspike.neurons import TernaryLIF
 
 IMPLEMENTATIONS = ["native", "loops", "triton"]  # triton on a GPU or, where there is none, in its interpreter
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-13, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -286,3 +287,45 @@ compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=opti
 assert len(compiled.asm["cubin"]) > 1000
 print("bytes", compiled.asm["ptx"].count("fma.rn"), "fused")
 """
+
+
+@pytest.mark.parametrize("static_input", [False, True])
+@pytest.mark.parametrize("channels", [None, 5])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("learn", [False, True])
+def test_in_a_compiled_graph(
+    static_input: bool, channels: int | None, memory_format: torch.memory_format, learn: bool
+) -> None:
+    torch._dynamo.reset()
+    x = torch.randn(4, 5, 3, 2, dtype=torch.float64).contiguous(memory_format=memory_format)
+    shape = () if channels is None else (channels,)
+    results = []
+    for compiled in (False, True):
+        values = [torch.full(shape, v, dtype=x.dtype, requires_grad=learn) for v in (0.7, 0.5)]
+        values.append(torch.tensor(0.3, dtype=x.dtype, requires_grad=learn))
+        current = x.detach().requires_grad_()
+
+        def run(x: torch.Tensor, a: torch.Tensor, theta: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
+            return ternary_lif(2 * x, 2, a, threshold=theta, decay=tau, static_input=static_input).sin()
+
+        out = (torch.compile(run, backend="aot_eager", fullgraph=True) if compiled else run)(current, *values)
+        out.square().sum().backward()
+        results.append([out, current.grad, *(v.grad for v in values)])
+    for got, want in zip(*results, strict=True):
+        assert (got is None) == (want is None)
+        if want is not None:
+            torch.testing.assert_close(got, want)
+
+
+def test_operator_is_what_torch_asks_of_one() -> None:
+    x = torch.randn(4, 5, 3, requires_grad=True)
+    values = (torch.rand(5) + 0.1, torch.rand(5) + 0.1, torch.tensor(0.3))
+    arguments = (x, *(v.requires_grad_() for v in values), 2, "soft", False, "arctan", True, False)
+    torch.library.opcheck(kernels.operator.neuron, arguments)
+
+
+def test_export_has_no_operator_of_this_package() -> None:
+    program = torch.export.export(TernaryLIF(2), (torch.randn(4, 3),))
+    assert "lightning_tspike" not in str(program.graph)
+    x = torch.randn(4, 3)
+    assert torch.equal(program.module()(x), ternary_lif(x, 2))

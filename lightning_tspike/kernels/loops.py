@@ -1,6 +1,6 @@
 """The neuron in torch's own operations, with a backward pass that computes membrane potentials again.
 
-For any device, without a compiler; and what torch.compile sees and fuses when a whole network is compiled.
+For any device, without a compiler.
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ def backward(
 def _pieces(x: Tensor, neuron: Neuron) -> Iterator[Sequence[Tensor]]:
     """The T time steps of each piece of the batch, each [b, ...]; one piece where nothing is gained by more."""
     batch = neuron.batch(x)
-    is_cached = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    size = max(1, _PIECE * len(x) // x.numel()) if is_cached and x.numel() else batch
+    size = max(1, _PIECE * len(x) // x.numel()) if x.device.type == "cpu" and x.numel() else batch
     if neuron.static_input:
         yield from ([piece] * neuron.timesteps for piece in x.split(size))
     else:
