@@ -24,7 +24,7 @@ from .calibration import copy_weights
 from .checkpoint import LABEL_NAMES, PREPROCESSING
 from .kernels import can_compile
 from .losses import distillation_loss, membrane_regularization, tet_loss
-from .memory import MEMORY, Memory
+from .memory import Memory
 from .models import NetworkConfig, create_network, load_ann
 from .pretrained import start_from
 from .seeding import epoch_seed, run_seed
@@ -149,8 +149,6 @@ class TernarySNNModule(L.LightningModule):
             raise ValueError(f"teacher_temperature must be positive, got {teacher_temperature!r}")
         if calibration_images < 2:
             raise ValueError(f"calibration_images must be at least 2, got {calibration_images!r}")
-        if memory not in MEMORY:
-            raise ValueError(f"memory must be one of {MEMORY}, got {memory!r}")
         if compile and memory != "full":
             raise ValueError(
                 f"compile=True decides by itself what is kept for the backward pass: leave memory at 'full' (it is "

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from .gauge import GaugeClasses, TrainingScales
 from .graph import TraceError, static_encoders, trace
 from .hooks import is_watched
-from .memory import Memory, keeping
+from .memory import MEMORY, Memory, keeping
 from .neurons import NEURONS, NeuronOptions, SpikingNeuron
 from .operations import channel_axis, layer_of
 from .report import NetworkReport
@@ -43,8 +43,6 @@ class SpikingNetwork(nn.Module):
         encoders: Names of the neurons that end the static prefix; empty where the input must be repeated T times.
         rewrites: Structural changes by folding since then.
         config: What :func:`lightning_tspike.models.create_network` built this from; None for a network of your own.
-        memory: What a training step keeps for its backward pass: ``"full"``, ``"packed"`` or ``"lean"``
-            (:mod:`lightning_tspike.memory`). Gradients are the same.
         pretrained_cfg: Of trained weights, as timm has it: ``architecture``, ``num_classes``, and where they are known
             ``input_size``, ``mean``, ``std``, ``label_names`` ...; empty otherwise.
     """
@@ -57,10 +55,27 @@ class SpikingNetwork(nn.Module):
         self.timesteps = timesteps
         self.input_size = input_size
         self.encoders = tuple(encoders)
-        self.memory: Memory = "full"
+        self._memory: Memory = "full"
         self.config: NetworkConfig | None = None
         self.rewrites = Rewrites()
         self.pretrained_cfg: dict[str, Any] = {}
+
+    @property
+    def memory(self) -> Memory:
+        """What a training step keeps for its backward pass: ``"full"``, ``"packed"`` or ``"lean"``; can be set.
+
+        See :mod:`lightning_tspike.memory`; gradients are the same.
+
+        Raises:
+            ValueError: It is set to something else.
+        """
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        if memory not in MEMORY:
+            raise ValueError(f"memory must be one of {MEMORY}, got {memory!r}")
+        self._memory = memory
 
     @property
     def num_classes(self) -> int:

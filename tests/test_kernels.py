@@ -141,6 +141,14 @@ def test_static_input(name: str, learn: bool, channels: int | None) -> None:
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_one_static_image_with_any_stride(name: str) -> None:
+    """Of a dimension of size 1 the stride says nothing."""
+    x = torch.randn(1, 5, 4, 3, generator=torch.Generator().manual_seed(4)).as_strided((1, 5, 4, 3), (7, 12, 3, 1))
+    _must_agree(name, x, 4, channels=5, static_input=True)
+    _must_agree(name, x.contiguous(memory_format=torch.channels_last), 4, channels=5, static_input=True)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("reset", ["hard", "soft"])
 @pytest.mark.parametrize("surrogate", ["rectangular", "triangular", "arctan"])
 def test_nan_and_infinity(name: str, reset: str, surrogate: str) -> None:

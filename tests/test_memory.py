@@ -203,6 +203,29 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         TernarySNNModule("tspike_resnet_small", 10, 2, **options)
 
 
+def test_bad_memory_of_a_network() -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", 10))
+    with pytest.raises(ValueError, match="'small'"):
+        network.memory = "small"
+    assert network.memory == "full"
+
+
+def test_nothing_is_left_behind_by_an_error() -> None:
+    """A forward pass that fails in the middle of a lean block."""
+    network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2))
+    network.memory = "lean"
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(RuntimeError):
+        network(torch.randn(2, 3, 16, 16, dtype=torch.complex64))
+    hook = network.model.stages[1][0].conv2.register_forward_pre_hook(lambda _m, args: (args[0][:, :3],))
+    with pytest.raises(RuntimeError):
+        network(x)
+    hook.remove()
+    assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
+    assert not [name for name, module in network.named_modules() if module._forward_hooks]
+    network(x).sum().backward()
+
+
 def test_compiled(tmp_path: Path) -> None:
     """Fit and validate with a smaller last batch: no graph breaks, and after the first epoch nothing is compiled."""
     counters = torch._dynamo.utils.counters

@@ -30,10 +30,9 @@ class Neuron(NamedTuple):
 
     def empty_output(self, x: Tensor) -> Tensor:
         """Memory for spikes [T*B, ...] of a dense ``x``, in its dtype and memory format."""
-        if not self.static_input:
-            return torch.empty_like(x)
-        shape = (self.timesteps * x.shape[0], *x.shape[1:])
-        return torch.empty_strided(shape, x.stride(), dtype=x.dtype, device=x.device)
+        shape = (self.timesteps * self.batch(x), *x.shape[1:])
+        memory_format = torch.contiguous_format if x.is_contiguous() else _CHANNELS_LAST[x.ndim]
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
 @dataclass(frozen=True)
