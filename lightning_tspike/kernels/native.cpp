@@ -117,12 +117,12 @@ static void forward(const Neuron& n, const real* x, const real* amplitude, const
         });
 }
 
-// One time step of one block on the way back. next: dL/du of the step after, overwritten by this step's.
+// One time step of one block on the way back. next: dL/du of the step after, overwritten by this step's, as is to.
 template <bool by_column, bool all, bool last>
 static inline __attribute__((always_inline)) void step_back(const Values& v, int64_t channel, real decay,
                                                             real binary, int64_t width, const real* now,
-                                                            const real* grad_out, real* next, real* to, real* to_amplitude,
-                                                            real* to_threshold, real* to_decay) {
+                                                            const real* grad_out, real* next, real* to,
+                                                            real* to_amplitude, real* to_threshold, real* to_decay) {
     const real *a = &v.a[channel], *theta = &v.theta[channel], *lower = &v.lower[channel];
     const real* inverse = &v.inverse[channel];
 #pragma omp simd
@@ -167,7 +167,6 @@ static inline __attribute__((always_inline)) void backward_block(const Neuron& n
     const bool is_static = n.x_step == 0;
     step_back<by_column, all, true>(v, channel, decay, binary, width, u + last * BLOCK, grad_out + last * step, next,
                                     grad_x + last * n.x_step, sums[0], sums[1], sums[2]);
-
     for (int64_t t = last - 1; t >= 0; --t) {
         step_back<by_column, all, false>(v, channel, decay, binary, width, u + t * BLOCK, grad_out + t * step, next,
                                          is_static ? spare : grad_x + t * n.x_step, sums[0], sums[1], sums[2]);
