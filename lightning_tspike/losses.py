@@ -97,6 +97,8 @@ def membrane_regularization(network: SpikingNetwork) -> Iterator[list[Tensor]]:
             logits = network(images)
         loss = cross_entropy(logits, labels) + 0.05 * torch.stack(terms).mean()
     """
+    if network.memory == "lean":
+        raise ValueError("memory='lean' keeps no membrane potentials to regularise: set network.memory to 'packed'")
     terms: list[Tensor] = []
 
     def listen(_name: str, neuron: SpikingNeuron, x: Tensor, _spikes: Tensor) -> None:

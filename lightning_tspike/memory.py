@@ -123,7 +123,8 @@ class _KeepPacked(TorchFunctionMode):
             # what is saved is another Tensor object, but the same memory in the same order
             same = spikes[0]
             is_same = (saved.data_ptr(), saved.shape, saved.stride()) == (same.data_ptr(), same.shape, same.stride())
-            return _packed(same, mark) if is_same else saved
+            # and nothing has been written to it, as a function that works in place does
+            return _packed(same, mark) if is_same and same._version == mark.version else saved
 
         with saved_tensors_hooks(pack, lambda kept: kept.unpack() if isinstance(kept, PackedSpikes) else kept):
             out = func(*args, **kwargs)
@@ -172,7 +173,8 @@ def _blocks(module: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
     for child in module.children():
         if isinstance(child, SpikingNeuron) or not _has_neurons(child):
             continue
-        if isinstance(child, nn.Sequential) and any(isinstance(m, SpikingNeuron) for m in child):
+        is_plain = isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward
+        if is_plain and any(isinstance(m, SpikingNeuron) for m in child.children()):
             yield child, list(_runs(child))
         elif any(_is_chain(m) for m in child.modules()):
             yield from _blocks(child)
@@ -180,9 +182,9 @@ def _blocks(module: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Module]]]:
             yield child, [child]
 
 
-def _runs(layers: nn.Sequential) -> Iterator[nn.Module]:
+def _runs(layers: nn.Module) -> Iterator[nn.Module]:
     run: list[nn.Module] = []
-    for layer in layers:
+    for layer in layers.children():
         run.append(layer)
         if _has_neurons(layer):
             yield nn.Sequential(*run)
@@ -219,13 +221,15 @@ class _Recomputed(torch.autograd.Function):
         }  # fmt: skip
         ctx.random = torch.get_rng_state(), *get_device_states(x)
         ctx.packed = None if mark is None else _packed(x, mark)
-        ctx.save_for_backward(*([] if ctx.packed else [x]))
+        # parameters, too, so that autograd refuses to go on where they have been changed in between
+        ctx.save_for_backward(*params, *([] if ctx.packed else [x]))
         return forward(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x = ctx.packed.unpack() if ctx.packed else ctx.saved_tensors[0].detach()
+        saved = ctx.saved_tensors
+        x = ctx.packed.unpack() if ctx.packed else saved[-1].detach()
         x.requires_grad_(ctx.needs_input_grad[0])
         cpu_state, devices, states = ctx.random
         buffers = [(buffer, buffer.clone()) for buffer in ctx.block.buffers()]

@@ -210,6 +210,17 @@ def test_bad_memory_of_a_network() -> None:
     assert network.memory == "full"
 
 
+def test_weights_that_were_changed_before_backward_are_refused() -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2))
+    network.memory = "lean"
+    loss = network(torch.randn(2, 3, 16, 16)).sum()
+    with torch.no_grad():
+        for p in network.model.stages[1].parameters():
+            p.mul_(1.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_nothing_is_left_behind_by_an_error() -> None:
     """A forward pass that fails in the middle of a lean block."""
     network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2))

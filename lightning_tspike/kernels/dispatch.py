@@ -53,7 +53,7 @@ def choose(x: Tensor, neuron: Neuron) -> str:
         return "operator"
     if (name := _override.get()) is not None:
         return name
-    if x.numel() == 0 or type(x) not in (Tensor, torch.nn.Parameter) or torch.jit.is_tracing():
+    if torch.jit.is_tracing() or type(x) not in (Tensor, torch.nn.Parameter) or x.numel() == 0:
         return "reference"  # nothing to be fast at; more, or less, than numbers in memory
     if x.device.type == "cuda" and _has_triton():
         return "triton"

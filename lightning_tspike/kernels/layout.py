@@ -98,8 +98,11 @@ def per_channel(value: Tensor, x: Tensor) -> Tensor:
     """
     if value.ndim == 0:
         return value
-    if x.ndim < 2 or len(value) != x.shape[1]:
-        raise ValueError(f"amplitude or threshold for {len(value)} channels, but x has shape {tuple(x.shape)}")
+    if value.ndim > 1 or x.ndim < 2 or len(value) != x.shape[1]:
+        raise ValueError(
+            f"amplitude or threshold of shape {tuple(value.shape)} for {len(value)} channels, but x has shape "
+            f"{tuple(x.shape)}"
+        )
     return value.view(-1, *[1] * (x.ndim - 2))
 
 

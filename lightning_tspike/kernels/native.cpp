@@ -109,7 +109,8 @@ static inline __attribute__((always_inline)) void forward_block(const Neuron& n,
 template <bool by_column>
 static void forward(const Neuron& n, const real* x, const real* amplitude, const real* threshold, real* out) {
     const Values v(n, amplitude, threshold);
-#pragma omp parallel for schedule(static)
+// one tile needs no threads, which a forked process would wait for in vain
+#pragma omp parallel for schedule(static) if (n.tiles() > 1)
     for (int64_t tile = 0; tile < n.tiles(); ++tile)
         each_block(n, tile, [&](int64_t row, int64_t channel, int64_t column, int64_t length) {
             const int64_t at = row * n.columns + column;
@@ -182,7 +183,7 @@ static void backward(const Neuron& n, const real* x, const real* amplitude, cons
     const Values v(n, amplitude, threshold);
     const int64_t width = by_column ? n.tile_columns + BLOCK : BLOCK, kinds = all ? 3 : 1;
     const int64_t sums_each = by_column ? n.tiles() / n.strips() * n.columns : n.tiles();
-#pragma omp parallel
+#pragma omp parallel if (n.tiles() > 1)
     {
         std::vector<real> u(n.timesteps * BLOCK), sum(3 * width);
 #pragma omp for schedule(static)

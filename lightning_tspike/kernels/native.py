@@ -161,11 +161,11 @@ def _compiled(cxx: str, *flags: str) -> Path:
     """Path of the library; it is compiled where the cache does not have it, in one to two seconds."""
     identity = (_SOURCE.read_bytes(), flags, cxx, os.path.getmtime(cxx), platform.machine())
     name = f"native-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-tspike"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-tspike"
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=folder))
-    except OSError:  # a home that cannot be written to: for this process alone
+    except (OSError, RuntimeError):  # no home, or none that can be written to: for this process alone
         folder = scratch = Path(tempfile.mkdtemp(prefix="lightning-tspike-"))
     if (folder / name).exists():
         scratch.rmdir()
