@@ -31,7 +31,7 @@ from lightning_tspike import kernels
 from lightning_tspike.functional import ternary_lif
 
 from . import neuron, train_step
-from .measuring import RESULTS, in_turn, machine, table, write
+from .measuring import RESULTS, in_turn, listing, machine, table, write
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for dtype in (torch.float32, torch.bfloat16)
         for layout in ("layer", "channel", "channels_last")
     ]
-    markdown = "\n".join(f"* {key}: {value}" for key, value in results["machine"].items())
+    markdown = listing(results["machine"])
     markdown += f"\n\n{table([results['contract']])}\n{table(results['bandwidth'])}"
     write(options.output, "gpu", results, f"# Fused neurons on a GPU\n\n{markdown}")  # before what may take long
     print(markdown, flush=True)

@@ -33,9 +33,8 @@ IMPORTS = {
     "snntorch": "import snntorch",
     "norse": "import norse.torch",
 }
-FIRST_CALL = (
-    "from lightning_tspike.functional import ternary_lif; import torch; x = torch.zeros(4, 8); {}ternary_lif(x, 4)"
-)
+BEFORE_CALL = "from lightning_tspike.functional import ternary_lif; import torch; x = torch.zeros(4, 8)"
+FIRST_CALL = "ternary_lif(x, 4)"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -52,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             times[name].append(_run("", code, os.environ))
         with tempfile.TemporaryDirectory() as cache:
             for calls in first.values():
-                prepare, _, call = FIRST_CALL.partition("{}")
-                calls.append(_run(prepare, call, {**os.environ, "XDG_CACHE_HOME": cache}))
+                calls.append(_run(BEFORE_CALL, FIRST_CALL, {**os.environ, "XDG_CACHE_HOME": cache}))
     rows = [
         {"what": name, "seconds": statistics.median(own), "fastest": min(own), "slowest": max(own)}
         for name, own in (times | first).items()

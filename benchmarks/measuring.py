@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -104,6 +105,16 @@ def line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     total = sum((b - mean_y) ** 2 for b in y)
     residual = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True))
     return {"slope": slope, "intercept": intercept, "r2": 1 - residual / total if total else 1.0}
+
+
+def command(name: str, arguments: Sequence[str] | None) -> str:
+    """The command line of benchmarks/NAME.py; ``arguments`` None: those of this process."""
+    return " ".join([f"python -m benchmarks.{name}", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def listing(facts: Mapping[str, Any]) -> str:
+    """Facts as a Markdown list."""
+    return "\n".join(f"* {key}: {value}" for key, value in facts.items())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

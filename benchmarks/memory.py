@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lightning_tspike.models import NetworkConfig, create_network
 from lightning_tspike.ternarize import SpikingNetwork
 
 from . import rivals
-from .measuring import RESULTS, kept_bytes, line, machine, plot, table, write
+from .measuring import RESULTS, command, kept_bytes, line, machine, plot, table, write
 
 MODES = ("eager", "full", "packed", "lean")
 SWEEPS: dict[str, list[tuple[str, int, int]]] = {  # network, T, batch
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             fit = line([rows[case][across] for case in cases], [rows[case][f"{mode}, MiB"] for case in cases])
             laws.append({"over": across, "memory": mode, "MiB for each": fit["slope"], "R^2": fit["r2"]})
     results = {
-        "command": "python -m benchmarks.memory " + " ".join(arguments if arguments is not None else sys.argv[1:]),
+        "command": command("memory", arguments),
         "machine": machine("cpu"),
         "image": [3, options.size, options.size],
         "rows": list(rows.values()),

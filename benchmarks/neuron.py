@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from lightning_tspike import kernels
 from lightning_tspike.functional import ternary_lif
 
 from . import rivals
-from .measuring import RESULTS, in_turn, kept_bytes, line, machine, plot, ratio, table, write
+from .measuring import RESULTS, command, in_turn, kept_bytes, line, listing, machine, plot, ratio, table, write
 
 Layer = Callable[[Tensor], Tensor]
 RIVAL = "SpikingJelly TernaryLIFNode"
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     name = f"neuron_{options.device}_{options.dtype}"
     lines = _lines(rows, main_batch)
     results = {
-        "command": "python -m benchmarks.neuron " + " ".join(arguments if arguments is not None else sys.argv[1:]),
+        "command": command("neuron", arguments),
         "machine": machine(options.device),
         "missing libraries": rivals.missing(),
         "rows": rows,
@@ -133,7 +132,7 @@ def _lines(rows: list[dict[str, Any]], batch: int) -> dict[str, Any]:
 
 def _markdown(results: dict[str, Any], rows: list[dict[str, Any]], lines: dict[str, Any], batch: int) -> str:
     parts = [f"# One layer of neurons\n\n`{results['command']}`\n"]
-    parts.append("\n".join(f"* {key}: {value}" for key, value in results["machine"].items()) + "\n")
+    parts.append(listing(results["machine"]) + "\n")
     if results["missing libraries"]:
         parts.append(f"Not installed, so not measured: {', '.join(results['missing libraries'])}.\n")
     for t, b in dict.fromkeys((row["T"], row["B"]) for row in rows):

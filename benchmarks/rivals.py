@@ -28,8 +28,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_tspike.functional import DECAY, THRESHOLD
-from lightning_tspike.models import NetworkConfig, create_network
+from lightning_tspike.functional import DECAY, THRESHOLD, per_channel
 from lightning_tspike.neurons import TernaryLIF
 from lightning_tspike.ternarize import SpikingNetwork
 
@@ -87,14 +86,14 @@ class EagerTernaryLIF(TernaryLIF):
     def forward(self, x: Tensor) -> Tensor:
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
         currents = [x] * self.timesteps if self.static_input else x.chunk(self.timesteps)
-        threshold, spikes, v = _per_channel(self.threshold, x), [], torch.zeros_like(currents[0])
+        threshold, spikes, v = per_channel(self.threshold, x), [], torch.zeros_like(currents[0])
         for current in currents:
             u = self.decay * v + current
             s = _Spike.apply(u, threshold)
             v = u * (1 - s.abs())
             spikes.append(s)
         out = torch.cat(spikes)
-        return out if self.raw_amplitude is None else out * _per_channel(self.amplitude, x)
+        return out if self.raw_amplitude is None else out * per_channel(self.amplitude, x)
 
 
 def use_eager_neurons(network: SpikingNetwork) -> SpikingNetwork:
@@ -115,17 +114,6 @@ def use_eager_neurons(network: SpikingNetwork) -> SpikingNetwork:
             raise ValueError(f"{name} is no TernaryLIF with hard reset, fixed threshold, rectangle surrogate: {neuron}")
         neuron.__class__ = EagerTernaryLIF  # parameters and whoever else holds the module stay
     return network
-
-
-def plain_network(backbone: str, timesteps: int, num_classes: int = 1000) -> SpikingNetwork:
-    """A freshly initialised network of this package with eager neurons: images [B, C, H, W] to logits [B, K].
-
-    Args:
-        backbone: Name of a timm model.
-        timesteps: Number of time steps T.
-        num_classes: Number of classes K.
-    """
-    return use_eager_neurons(create_network(NetworkConfig(backbone, num_classes=num_classes, timesteps=timesteps)))
 
 
 class SpikingJellyNetwork(nn.Module):
@@ -186,11 +174,6 @@ def memopt(network: SpikingJellyNetwork, example: Tensor, level: int = 1) -> Spi
         network, BasicBlock, lambda network: network(example), level=level, compress=False,
         split_fn=lambda module: list(module.children()), can_chunk=lambda module: isinstance(module, neuron.BaseNode),
     )  # fmt: skip
-
-
-def _per_channel(value: Tensor, x: Tensor) -> Tensor:
-    """A value of shape [] as it is, one of [C] such that it broadcasts against x [B, C, ...]."""
-    return value.reshape(-1, *[1] * (x.ndim - 2)) if value.ndim else value
 
 
 def _jelly_node(name: str) -> nn.Module:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,7 +34,7 @@ from lightning_tspike.kernels import can_compile
 from lightning_tspike.models import NetworkConfig, create_network
 
 from . import rivals
-from .measuring import RESULTS, in_turn, kept_bytes, machine, ratio, table, write
+from .measuring import RESULTS, command, in_turn, kept_bytes, listing, machine, ratio, table, write
 
 CLASSES = 1000
 
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         rows.append(row)
         print(row, flush=True)
     results = {
-        "command": "python -m benchmarks.train_step " + " ".join(arguments if arguments is not None else sys.argv[1:]),
+        "command": command("train_step", arguments),
         "machine": machine(options.device),
         "missing libraries": rivals.missing(),
         "input": {
@@ -90,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         },
         "rows": rows,
     }  # fmt: skip
-    facts = "\n".join(f"* {key}: {value}" for key, value in {**results["input"], **results["machine"]}.items())
+    facts = listing({**results["input"], **results["machine"]})
     markdown = f"# A training step of {options.network}\n\n`{results['command']}`\n\n{facts}\n\n{table(rows)}"
     write(options.output, f"train_step_{options.device}_{options.network}", results, markdown)
     return results

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from . import kernels
 from .kernels import Neuron, per_channel
-from .surrogate import SURROGATES, indicator
+from .surrogate import SURROGATES, fired
 
 __all__ = ["Memory", "binary_lif", "integrate_and_fire", "membrane_potential", "ternary_lif"]
 
@@ -234,8 +234,7 @@ class _Fire(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, theta: Tensor, surrogate: str, is_ternary: bool) -> Tensor:
         ctx.save_for_backward(u, theta)
         ctx.surrogate, ctx.is_ternary = surrogate, is_ternary
-        fired = indicator(torch.ge, u, theta)
-        return fired - indicator(torch.le, u, -theta) if is_ternary else fired
+        return fired(u, theta, is_ternary)
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:

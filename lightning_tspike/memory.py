@@ -67,14 +67,14 @@ class PackedSpikes:
 
 
 @contextmanager
-def keeping(network: SpikingNetwork, memory: Memory) -> Iterator[None]:
-    """Run ``network`` within, keeping for its backward pass what ``memory`` says."""
-    if memory == "full" or not torch.is_grad_enabled():
+def keeping(network: SpikingNetwork) -> Iterator[None]:
+    """Run ``network`` within, keeping for its backward pass what ``network.memory`` says."""
+    if network.memory == "full" or not torch.is_grad_enabled():
         yield
         return
     with ExitStack() as stack:
         stack.enter_context(watching(network.neurons(), _mark))
-        if memory == "lean":
+        if network.memory == "lean":
             stack.enter_context(_recomputing(network.model))
         stack.enter_context(_KeepPacked())
         yield

@@ -23,15 +23,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["SURROGATES", "arctan", "indicator", "rectangular", "triangular"]
+__all__ = ["SURROGATES", "arctan", "fired", "rectangular", "triangular"]
 
 
 def rectangular(u: Tensor, threshold: Tensor, is_ternary: bool) -> Tensor:
     """ds/du of the rectangular surrogate (equation above): shape of ``u``."""
     # 2 theta is compared with u, not 1 with u / theta: rounding would move the edges, and u = 0 belongs to the inside
     if is_ternary:
-        return indicator(torch.lt, u.abs(), 2 * threshold) / (2 * threshold)
-    return indicator(torch.lt, (u - threshold).abs(), threshold) / (2 * threshold)
+        return _indicator(torch.lt, u.abs(), 2 * threshold) / (2 * threshold)
+    return _indicator(torch.lt, (u - threshold).abs(), threshold) / (2 * threshold)
 
 
 def triangular(u: Tensor, threshold: Tensor, is_ternary: bool) -> Tensor:
@@ -47,7 +47,7 @@ def arctan(u: Tensor, threshold: Tensor, is_ternary: bool) -> Tensor:
     return ((h + 1 / (1 + (math.pi * (v + 1)) ** 2)) if is_ternary else h) / threshold
 
 
-def indicator(compare: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+def _indicator(compare: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
     """1 where ``compare(a, b)``, else 0, in the dtype and shape of ``a``; ``b`` broadcasts to it.
 
     On the CPU torch writes such numbers several times faster than truth values and their conversion.
@@ -55,6 +55,12 @@ def indicator(compare: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or a.is_cuda:
         return compare(a, b).to(a.dtype)
     return compare(a, b, out=torch.empty_like(a))
+
+
+def fired(u: Tensor, threshold: Tensor, is_ternary: bool) -> Tensor:
+    """What the surrogates stand in for: spikes s of the shape of ``u``, without a derivative."""
+    up = _indicator(torch.ge, u, threshold)
+    return up - _indicator(torch.le, u, -threshold) if is_ternary else up
 
 
 SURROGATES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {

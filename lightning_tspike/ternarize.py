@@ -139,7 +139,7 @@ class SpikingNetwork(nn.Module):
         Raises:
             ValueError: ``x`` has another number of dimensions, channels or time steps than the network.
         """
-        with keeping(self, self.memory):
+        with keeping(self):
             # nn.Module.compile() leaves forward as it is: hooks are called there
             run = self.model.forward if is_watched() else self.model
             logits = run(self.fold_time(x))  # [T*B, K]

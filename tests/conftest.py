@@ -25,6 +25,8 @@ from torch import nn
 from lightning_tspike.models import NetworkConfig, create_network
 from lightning_tspike.ternarize import SpikingNetwork
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks/, which is no part of the package
+
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # pytest leaves the import path alone; benchmarks are not installed
 from benchmarks import rivals
 from lightning_tspike.functional import binary_lif, ternary_lif
 from lightning_tspike.models import NetworkConfig, create_network
@@ -124,7 +121,7 @@ def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def test_plain_network() -> None:
-    network = rivals.plain_network("tspike_resnet_small", 2, num_classes=7)
+    network = rivals.use_eager_neurons(create_network(NetworkConfig("tspike_resnet_small", num_classes=7, timesteps=2)))
     assert all(type(neuron) is rivals.EagerTernaryLIF for neuron in network.neurons().values())
     assert network(torch.randn(2, 3, 16, 16)).shape == (2, 7)
 

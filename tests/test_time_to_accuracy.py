@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # pytest leaves the import path alone; benchmarks are not installed
 from benchmarks.time_to_accuracy import PADDING, Images, main
 from lightning_tspike import zoo
 from lightning_tspike.data.image_sources import NpzImages

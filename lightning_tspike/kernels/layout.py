@@ -76,7 +76,14 @@ class Layout:
             return cls(numel // count, count, "column", count)
         return cls(batch * count, numel // (batch * count), "row", count)
 
-    def reduce(self, sums: Tensor, like: Tensor) -> Tensor:
+    def gradients(
+        self, sums: Tensor, amplitude: Tensor, threshold: Tensor, needs: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients towards amplitude, threshold and decay, each from what tiles have summed; None where not needed."""
+        values = (amplitude, threshold, threshold.new_empty(()))
+        return tuple(self._reduce(s, v) if need else None for s, v, need in zip(sums, values, needs, strict=True))
+
+    def _reduce(self, sums: Tensor, like: Tensor) -> Tensor:
         """Add up what tiles have summed: a gradient of the shape of ``like``, [] or [C].
 
         Args:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..surrogate import SURROGATES, indicator
+from ..surrogate import SURROGATES, fired
 from .layout import Neuron, per_channel
 
 __all__ = ["backward", "forward"]
@@ -105,8 +105,7 @@ def _integrate_and_fire(
     for current in currents:
         current = current.to(theta.dtype)
         u = current if h is None else h + current
-        fired = indicator(torch.ge, u, theta)
-        s = fired - indicator(torch.le, u, -theta) if neuron.is_ternary else fired
+        s = fired(u, theta, neuron.is_ternary)
         membranes.append(u)
         spikes.append(s)
         if len(spikes) < len(currents):

@@ -70,7 +70,7 @@ def backward(
     neuron: Neuron,
     grad: Tensor,
     needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Gradients towards x, amplitude, threshold and decay; None for those of the last three that ``needs`` denies."""
     given, x = x, dense(x.to(threshold.dtype))
     layout, struct = _describe(x, amplitude, threshold, decay, neuron)
@@ -82,9 +82,7 @@ def backward(
     library(neuron, x.dtype).neuron_backward(
         ctypes.byref(struct), *_pointers(x, amplitude, threshold, grad, grad_x, sums), ctypes.c_int32(takes_all)
     )
-    values = (amplitude, threshold, threshold.new_empty(()))
-    totals = [layout.reduce(s, v) if need else None for s, v, need in zip(sums, values, needs, strict=True)]
-    return grad_x.to(given.dtype), totals[0], totals[1], totals[2]
+    return grad_x.to(given.dtype), *layout.gradients(sums, amplitude, threshold, needs)
 
 
 def _describe(

@@ -40,7 +40,7 @@ def backward(
     neuron: Neuron,
     grad: Tensor,
     needs: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Gradients towards x, amplitude, threshold and decay; None for those of the last three that ``needs`` denies."""
     x = dense(x)
     grad = dense_like(grad, x)
@@ -56,9 +56,7 @@ def backward(
             CHANNELS={None: 0, "row": 1, "column": 2}[layout.channels], SURROGATE=neuron.surrogate,
             DETACH=neuron.detach_reset, NEEDS_AMPLITUDE=needs[0], NEEDS_THRESHOLD=needs[1], NEEDS_DECAY=needs[2],
         )  # fmt: skip
-    values = (amplitude, threshold, threshold.new_empty(()))
-    totals = [layout.reduce(s, v) if need else None for s, v, need in zip(sums, values, needs, strict=True)]
-    return grad_x, totals[0], totals[1], totals[2]
+    return grad_x, *layout.gradients(sums, amplitude, threshold, needs)
 
 
 def _describe(
@@ -89,6 +87,18 @@ def _describe(
 
 def _as_tensor(decay: Tensor | float, like: Tensor) -> Tensor:
     return decay if isinstance(decay, Tensor) else like.new_full((), decay)
+
+
+@triton.jit
+def _tile(rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows and columns of this program's neurons, which of them exist, where they lie, and how far a time step is."""
+    strips = tl.cdiv(columns, COLUMNS)
+    row = tl.program_id(0) // strips * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(0) % strips * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = (row < rows) & (column < columns)
+    at = row.to(tl.int64) * columns + column
+    step = tl.full((), 1, tl.int64) * rows * columns  # rows may be a plain 1 here
+    return row, column, inside, at, step
 
 
 @triton.jit
@@ -149,15 +159,10 @@ def _forward(
     TIMESTEPS: tl.constexpr, SOFT: tl.constexpr, TERNARY: tl.constexpr, STATIC: tl.constexpr,
     AMPLITUDE_BY: tl.constexpr, THRESHOLD_BY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
-    strips = tl.cdiv(columns, COLUMNS)
-    row = tl.program_id(0) // strips * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.program_id(0) % strips * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    inside = (row < rows) & (column < columns)
+    row, column, inside, at, step = _tile(rows, columns, ROWS, COLUMNS)
     a = _value(amplitude, row, column, columns, channels, AMPLITUDE_BY)
     theta = _value(threshold, row, column, columns, channels, THRESHOLD_BY)
     tau = tl.load(decay)
-    at = row.to(tl.int64) * columns + column
-    step = tl.full((), 1, tl.int64) * rows * columns  # rows may be a plain 1 here
     current = tl.load(x + at, mask=inside, other=0).to(theta.dtype)
     h = tl.zeros((ROWS, COLUMNS), theta.dtype)
     for t in tl.static_range(TIMESTEPS):
@@ -193,15 +198,11 @@ def _backward(
     CHANNELS: tl.constexpr, SURROGATE: tl.constexpr, DETACH: tl.constexpr, NEEDS_AMPLITUDE: tl.constexpr,
     NEEDS_THRESHOLD: tl.constexpr, NEEDS_DECAY: tl.constexpr,
 ) -> None:  # fmt: skip
+    row, column, inside, at, step = _tile(rows, columns, ROWS, COLUMNS)
     strips = tl.cdiv(columns, COLUMNS)
-    row = tl.program_id(0) // strips * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.program_id(0) % strips * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    inside = (row < rows) & (column < columns)
     a = _value(amplitude, row, column, columns, channels, AMPLITUDE_BY)
     theta = _value(threshold, row, column, columns, channels, THRESHOLD_BY)
     tau = tl.load(decay)
-    at = row.to(tl.int64) * columns + column
-    step = tl.full((), 1, tl.int64) * rows * columns  # rows may be a plain 1 here
     current = tl.load(x + at, mask=inside, other=0).to(theta.dtype)
     h = tl.zeros((ROWS, COLUMNS), theta.dtype)
     membranes = ()  # u of all time steps, in registers
