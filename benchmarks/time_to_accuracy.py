@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_tspike import zoo
-from lightning_tspike.data.image_sources import NpzImages
+from lightning_tspike.data.image_files import NpzImages
 from lightning_tspike.fold import fold
 from lightning_tspike.folder import write_folder
 from lightning_tspike.models import NetworkConfig, create_network

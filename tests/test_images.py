@@ -8,9 +8,9 @@ import json
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from lightning_tspike.data import DataError, ImageDataModule
+from lightning_tspike.data.image_sources import SOURCES, ImageSource, Look
 from lightning_tspike.data.image_transforms import Cutout, Mixing, evaluation_transform, training_transform
 
 
@@ -316,3 +317,50 @@ def test_grey_images_are_evaluated_as_they_are() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     transform = evaluation_transform({"input_size": [1, 28, 28], "mean": [0.5], "std": [0.25]})
     torch.testing.assert_close(transform(Image.fromarray(pixels)), (torch.tensor(pixels)[None] / 255 - 0.5) / 0.25)
+
+
+class Stripes(ImageSource):
+    """A kind of dataset of one's own: a class for each direction of stripes."""
+
+    splits: ClassVar[Mapping[str, str | None]] = {"train": "many", "val": "few", "test": None}
+
+    def __init__(self, dataset: str, root: str) -> None:
+        super().__init__(dataset, root)
+        self.look = Look((1, 8, 8), (0.5,), (0.5,), crop_padding=0, hflip=0.0)
+
+    def open(self, split: str) -> Any:
+        return StripesImages({"many": 20, "few": 4}[split])
+
+
+class StripesImages:
+    classes = ("across", "down")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        stripes = np.zeros((8, 8), np.uint8)
+        stripes[::2] = 255
+        return Image.fromarray(stripes.T if index % 2 else stripes), index % 2
+
+    def filename(self, index: int) -> str:
+        return f"stripes {index}"
+
+
+def test_a_kind_of_dataset_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SOURCES, "stripes", Stripes)
+    data = ImageDataModule("stripes", batch_size=4)
+    data.prepare_data()
+    data.setup("fit")
+    assert (data.num_classes, data.class_names) == (2, ("across", "down"))
+    assert data.preprocessing["input_size"] == [1, 8, 8]
+    images, labels = next(iter(data.val_dataloader()))
+    assert images.shape == (4, 1, 8, 8)
+    assert labels.tolist() == [0, 1, 0, 1]
+    assert torch.equal(images[1, 0], images[0, 0].T)
+    assert images[0, 0, :2, 0].tolist() == [1.0, -1.0]
+    with pytest.raises(ValueError, match="'stripes'"):
+        ImageDataModule("stripe")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.time_to_accuracy import PADDING, Images, main
 from lightning_tspike import zoo
-from lightning_tspike.data.image_sources import NpzImages
+from lightning_tspike.data.image_files import NpzImages
 
 TINY = ("--widths", "4", "4", "8")
 KEYS = {

@@ -6,22 +6,16 @@ import hashlib
 import importlib
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from timm.utils.misc import natural_key
 
-__all__ = ["Recordings", "find_dataset", "open_recordings", "split_last"]
+from .event_layouts import LAYOUTS, Layout
 
-# what is expected where, for those whose files have a layout of their own
-_LAYOUTS = {
-    "NMNIST": "NMNIST/Train/DIGIT/*.bin and NMNIST/Test/DIGIT/*.bin",
-    "CIFAR10DVS": "CIFAR10DVS/CLASS/*.aedat4",
-    "DVSGesture": "DVSGesture/ibmGestureTrain/USER_LIGHTING/LABEL.npy and DVSGesture/ibmGestureTest/...",
-}
-# bytes of one event in files that are nothing but events: a file cut off in the midst of one is told by its size
-_RECORD_BYTES = {"NMNIST": 5}
+__all__ = ["Recordings", "find_dataset", "open_recordings", "split_last"]
 
 
 def find_dataset(name: str) -> type[Any]:
@@ -47,90 +41,128 @@ def find_dataset(name: str) -> type[Any]:
 
 
 class Recordings:
-    """One split of a dataset of tonic: (events, label) by index, sorted by file, labels numbered from 0.
+    """One split of a dataset: (events, label) by index, in the natural order of its files, labels numbered from 0.
 
     Args:
-        dataset: An instance of one of tonic's datasets.
+        name: What the dataset is called.
+        items: What ``read`` makes events of, one for each recording: its file, or whatever stands for it.
+        targets: The label of each.
+        read: From an item to events, an array with fields x, y, t, p.
+        class_names: What the dataset calls its labels: names in order, or the label of each name; None if it does not.
         classes: The labels in order, where they were found before in another split.
     """
 
-    def __init__(self, dataset: Any, classes: Sequence[Any] | None = None) -> None:
-        self.dataset = dataset
-        files = dataset.data
-        self.has_files = all(isinstance(file, (str, os.PathLike)) for file in files)
-        # tonic walks through folders in the file system's order, which differs between machines
-        self.order = list(range(len(dataset.targets)))
-        if self.has_files:
-            self.order.sort(key=lambda i: natural_key(str(files[i])))
-        self.labels = list(classes) if classes is not None else sorted(set(dataset.targets))
+    def __init__(
+        self,
+        name: str,
+        items: Sequence[Any],
+        targets: Sequence[Any],
+        read: Callable[[Any], Any],
+        class_names: Sequence[str] | Mapping[str, Any] | None = None,
+        classes: Sequence[Any] | None = None,
+    ) -> None:
+        self.name, self.read = name, read
+        self.has_files = all(isinstance(item, (str, os.PathLike)) for item in items)
+        # folders are walked in the file system's order, which differs between machines
+        order = sorted(range(len(items)), key=lambda i: natural_key(str(items[i]))) if self.has_files else None
+        self.items = [items[i] for i in order or range(len(items))]
+        self.labels = list(classes) if classes is not None else sorted(set(targets))
         numbers = {label: number for number, label in enumerate(self.labels)}
-        self.targets = [numbers.get(dataset.targets[i], -1) for i in self.order]
+        self.targets = [numbers.get(targets[i], -1) for i in order or range(len(items))]
+        self._known = class_names
 
     @property
     def class_names(self) -> list[str]:
         """What the dataset calls its labels, otherwise the labels themselves."""
-        known = getattr(self.dataset, "classes", None)
-        if isinstance(known, Mapping):
-            names = {label: name for name, label in known.items()}
+        if isinstance(self._known, Mapping):
+            names = {label: name for name, label in self._known.items()}
         else:
-            names = dict(enumerate(known if isinstance(known, Sequence) else ()))
+            names = dict(enumerate(self._known if isinstance(self._known, Sequence) else ()))
         return [str(names.get(label, label)) for label in self.labels]
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        file = self.dataset.data[self.order[index]]
-        size = _RECORD_BYTES.get(type(self.dataset).__name__)
-        if size and self.has_files and (length := os.path.getsize(file)) % size:
-            raise ValueError(f"{length} bytes are no whole number of events of {size} bytes: the file is cut off")
-        return self.dataset[self.order[index]][0], self.targets[index]
+        return self.read(self.items[index]), self.targets[index]
 
     def filename(self, index: int) -> str:
-        if self.has_files:
-            return str(self.dataset.data[self.order[index]])
-        return f"recording {index} of {type(self.dataset).__name__}"
+        return str(self.items[index]) if self.has_files else f"recording {index} of {self.name}"
 
     def fingerprint(self) -> str:
         """Changes with the files: their names, sizes and times of last change."""
         digest = hashlib.sha256(repr(self.targets).encode())
         if self.has_files:
-            for i in self.order:
-                stat = os.stat(self.dataset.data[i])
-                digest.update(f"{self.dataset.data[i]} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            for file in self.items:
+                stat = os.stat(file)
+                digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
 
 def open_recordings(kind: type[Any], root: str, *, download: bool) -> tuple[Recordings, Recordings | None]:
     """Training and test recordings; None for the latter where the dataset has no split of its own.
 
-    Without ``download`` whatever recordings are in the folder are taken: tonic would fetch a dataset again of which a
-    part is missing.
+    Of a dataset with a known layout (:data:`lightning_tspike.data.event_layouts.LAYOUTS`), whatever recordings are in
+    its folder are taken: tonic would fetch it again if a part were missing, so it is asked only with ``download``.
 
     Raises:
         FileNotFoundError: There are none, and ``download`` is off or did not work.
     """
-    trusting = type(kind.__name__, (kind,), {"_check_exists": lambda self: True})  # tonic's folder has the class's name
-    has_split = "train" in inspect.signature(kind).parameters
-    opened = kind if download else trusting
-    folder = Path(root).expanduser().resolve() / kind.__name__
-    expected = _LAYOUTS.get(kind.__name__, f"{kind.__name__}/*, as tonic unpacks them")
-    way_out = "put them there, or let tonic fetch them with download=true"
-    try:
-        parts = [opened(root, train=train) for train in (True, False)] if has_split else [opened(root)]
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
-        raise FileNotFoundError(
-            f"no {kind.__name__} in {folder}: expected {expected} in {Path(root).resolve()}; {way_out} ({error})"
-        ) from error
-    for part, name in zip(parts, ("training", "test"), strict=False):
-        part.__class__ = kind  # one that loader processes can import
-        if not len(part.targets):
-            raise FileNotFoundError(
-                f"no {name} recordings of {kind.__name__} in {folder}: expected {expected} in "
-                f"{Path(root).resolve()}; {way_out}"
-            )
-    train = Recordings(parts[0])
-    return train, Recordings(parts[1], train.labels) if has_split else None
+    name = kind.__name__
+    layout = LAYOUTS.get(name) if _is_of_tonic(kind) else None
+    folder = Path(root).expanduser().resolve() / name  # tonic's folder has the class's name
+    expected = layout.expected if layout else f"{name}/*, as tonic unpacks them"
+    expected = f"expected {expected} in {folder.parent}; put them there, or let tonic fetch them with download=true"
+    parts = []
+    if download or layout is None:
+        if not download and _is_of_tonic(kind) and not folder.is_dir():  # tonic would fetch it
+            raise FileNotFoundError(f"no {name} in {folder}: {expected}")
+        has_split = "train" in inspect.signature(kind).parameters
+        try:
+            parts = [kind(root, train=train) for train in (True, False)] if has_split else [kind(root)]
+        except (OSError, RuntimeError) as error:  # URLError is an OSError
+            raise FileNotFoundError(f"no {name} in {folder}: {expected} ({error})") from error
+    found: list[Recordings] = []
+    for split in range(len(layout.splits if layout else parts)):
+        classes = found[0].labels if found else None
+        if layout:
+            recordings = _local(kind, layout, folder / layout.splits[split], classes)
+        else:
+            recordings = _of_tonic(parts[split], classes)
+        if not len(recordings):
+            raise FileNotFoundError(f"no {('training', 'test')[split]} recordings of {name} in {folder}: {expected}")
+        found.append(recordings)
+    return found[0], found[1] if len(found) == 2 else None
+
+
+def _is_of_tonic(kind: type[Any]) -> bool:
+    return kind.__module__.partition(".")[0] == "tonic"
+
+
+def _local(kind: type[Any], layout: Layout, folder: Path, classes: Sequence[Any] | None) -> Recordings:
+    files = list(folder.glob(layout.pattern))
+    names = getattr(kind, "classes", None)
+    labels = [layout.label(file) for file in files]
+    if isinstance(names, Mapping):  # folders bear the names; the numbers behind them give the order
+        labels = [names[label] for label in labels]
+    return Recordings(kind.__name__, files, labels, layout.read, names, classes)
+
+
+def _of_tonic(dataset: Any, classes: Sequence[Any] | None) -> Recordings:
+    """Recordings as one of tonic's dataset classes reads them."""
+    name, names = type(dataset).__name__, getattr(dataset, "classes", None)
+    if all(isinstance(item, (str, os.PathLike)) for item in dataset.data):
+        index = {str(item): i for i, item in enumerate(dataset.data)}
+        return Recordings(name, dataset.data, dataset.targets, partial(_by_file, dataset, index), names, classes)
+    return Recordings(name, range(len(dataset.targets)), dataset.targets, partial(_by_index, dataset), names, classes)
+
+
+def _by_index(dataset: Any, index: int) -> Any:
+    return dataset[index][0]
+
+
+def _by_file(dataset: Any, index: Mapping[str, int], file: Any) -> Any:
+    return dataset[index[str(file)]][0]
 
 
 def split_last(targets: Sequence[int], share: float) -> tuple[list[int], list[int]]:

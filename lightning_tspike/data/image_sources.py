@@ -1,231 +1,263 @@
-"""Where still images come from: torchvision's datasets, folders, npz files, Hugging Face datasets, streams.
+"""Where still images come from: one class for each kind of dataset, registered by the word before a slash.
 
-What is opened here gives (PIL image, label) by index and has ``classes``, names of the classes, where there are any.
+A new kind is a subclass of :class:`ImageSource` and a line in :data:`SOURCES`; nothing else knows the kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-import numpy as np
-from PIL import Image
-from timm.data import create_dataset
-from timm.data.readers import create_reader
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import datasets
 
-__all__ = ["KNOWN", "KnownDataset", "NpzImages", "ReaderImages", "TorchvisionImages", "open_folder", "open_stream"]
+from .image_files import NpzImages, ReaderImages, TorchvisionImages, open_folder, open_hugging_face, open_stream
+
+__all__ = ["SOURCES", "ImageSource", "Images", "Look", "StreamSource", "find_source"]
+
+
+class Images(Protocol):
+    """One split: (PIL image, label) by index."""
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """Names of the classes, where there are any."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Any, int]: ...
+
+    def filename(self, index: int) -> str:
+        """What a message calls the image."""
+        ...
 
 
 @dataclass(frozen=True)
-class KnownDataset:
-    """A dataset of torchvision: size, statistics of its training images (channels in [0, 1]), files and random crops.
+class Look:
+    """What the images of a dataset look like.
 
-    ``crop_padding`` is how far training images are moved, at most, and ``hflip`` how often they are mirrored.
+    Attributes:
+        input_size: (C, H, W).
+        mean: Of each channel, in [0, 1].
+        std: Standard deviation of each channel, in [0, 1].
+        crop_padding: Training images are cropped from a copy with so many black pixels around; None crops and resizes
+            at random, as is usual of photos, which come in all sizes.
+        hflip: Probability of mirroring a training image.
+        crop_pct: Share of the shorter side that the centre crop of the evaluation keeps.
     """
 
-    kind: type[Any]
     input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    num_classes: int
-    crop_padding: int
-    hflip: float
-    folder: str
-    files: tuple[str, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
+    crop_padding: int | None
+    hflip: float = 0.5
+    crop_pct: float = 1.0
+
+
+PHOTOS = Look((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, None, crop_pct=0.875)
+
+
+class ImageSource:
+    """One kind of dataset.
+
+    Attributes:
+        splits: Name of the split for each role, ``"train"``, ``"val"`` and ``"test"``. Where ``"val"`` has none,
+            training images are held out; where ``"test"`` has none, the validation images serve.
+        has_fixed_splits: Whether these names are the only ones.
+        suffix: What follows the kind in the name of a dataset.
+        look: What its images look like; None where only the images can tell.
+        num_classes: Number of classes, where it is known before anything is read.
+
+    Args:
+        dataset: What the user wrote, such as ``"hfds/NAME"``.
+        root: Folder of the files.
+    """
+
+    splits: ClassVar[Mapping[str, str | None]] = {"train": "train", "val": None, "test": "test"}
+    has_fixed_splits: ClassVar[bool] = False
+    suffix: ClassVar[str] = ""
+
+    def __init__(self, dataset: str, root: str) -> None:
+        self.dataset, self.root = dataset, root
+        self.look: Look | None = PHOTOS
+        self.num_classes: int | None = None
+
+    def fetch(self, splits: Sequence[str]) -> None:
+        """Fetch what the Hub has, once per machine; nothing to do for local files."""
+
+    def download(self) -> None:
+        """Fetch and unpack the files into ``root``, where the user asked for it."""
+
+    def open(self, split: str) -> Images:
+        """The images of a split.
+
+        Raises:
+            FileNotFoundError: Files are missing; the message says which, and where.
+            ValueError: They cannot be read.
+            ModuleNotFoundError: A package is not installed.
+        """
+        raise NotImplementedError
+
+    def look_of(self, images: Any) -> Look:
+        """What images look like that had to be read for it."""
+        raise NotImplementedError
+
+    def count_classes(self, images: Any) -> int | None:
+        """Number of classes, by the training images; None where they do not say."""
+        return len(images.classes) if images.classes else None
+
+
+class StreamSource(ImageSource):
+    """A dataset that is read from front to back."""
+
+    splits: ClassVar[Mapping[str, str | None]] = {"train": "train", "val": "validation", "test": None}
+    suffix = "/NAME"
+
+    def stream(self, split: str, *, is_training: bool, batch_size: int, seed: int) -> Any:
+        """The images of a split; errors as :func:`lightning_tspike.data.image_files.open_stream`."""
+        return open_stream(
+            self.dataset, self.root, split, is_training=is_training, batch_size=batch_size, seed=seed
+        )  # fmt: skip
 
 
 _IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-KNOWN = {
-    "cifar10": KnownDataset(
-        datasets.CIFAR10, (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 10, 4, 0.5,
-        "cifar-10-batches-py", (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
-    ),
-    "cifar100": KnownDataset(
-        datasets.CIFAR100, (3, 32, 32), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), 100, 4, 0.5,
-        "cifar-100-python", ("train", "test", "meta"),
-    ),
-    "fashion_mnist": KnownDataset(
-        datasets.FashionMNIST, (1, 28, 28), (0.2860,), (0.3530,), 10, 2, 0.5, "FashionMNIST/raw", _IDX
-    ),
-    "mnist": KnownDataset(datasets.MNIST, (1, 28, 28), (0.1307,), (0.3081,), 10, 2, 0.0, "MNIST/raw", _IDX),
-}  # fmt: skip
 
 
-class TorchvisionImages:
-    """Training or test images of a dataset of torchvision.
+class _Torchvision(ImageSource):
+    """CIFAR, MNIST and Fashion-MNIST, whose statistics are those of their training images."""
 
-    Args:
-        name: Of :data:`KNOWN`.
-        root: Folder that holds the files as torchvision lays them out.
-        train: The training images, otherwise the test images.
-        download: Let torchvision fetch and unpack what is not there.
+    has_fixed_splits = True
+    kind: ClassVar[type[Any]]
+    known: ClassVar[Look]
+    classes: ClassVar[int] = 10
+    folder: ClassVar[str]
+    files: ClassVar[Sequence[str]] = _IDX
 
-    Raises:
-        FileNotFoundError: The files are not there, or damaged, and ``download`` is off or did not help.
-    """
+    def __init__(self, dataset: str, root: str) -> None:
+        super().__init__(dataset, root)
+        self.look, self.num_classes = self.known, self.classes
 
-    def __init__(self, name: str, root: str, *, train: bool, download: bool = False) -> None:
-        known = KNOWN[name]
-        self.name, self.split = name, "train" if train else "test"
-        try:
-            self.dataset = known.kind(root, train=train, download=download)
-        except (RuntimeError, OSError) as error:  # torchvision's checks; URLError is an OSError
-            fetch = f"the download did not work: {error}" if download else "download=true lets torchvision fetch them"
-            raise FileNotFoundError(
-                f"no {name} in {Path(root).resolve() / known.folder}: expected the files {', '.join(known.files)}, as "
-                f"published; put them there ({fetch})"
-            ) from error
-        self.classes: Sequence[str] = self.dataset.classes
+    def download(self) -> None:
+        for split in ("train", "test"):
+            self._open(split, download=True)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    def open(self, split: str) -> TorchvisionImages:
+        return self._open(split, download=False)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.dataset[index]
-
-    def filename(self, index: int) -> str:
-        return f"{self.split} image {index} of {self.name}"
-
-
-class NpzImages:
-    """Images of one ``.npz`` file: ``x`` uint8 [N, H, W, C] with C = 1 or 3, ``y`` whole numbers [N].
-
-    Names of the classes may be in ``classes`` [K].
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or an array is missing or of another type or shape.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no {file.resolve()}: expected an npz file with arrays x and y")
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                self.x, self.y = arrays["x"], arrays["y"]
-                self.classes = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-        except Exception as error:  # zipfile, lzma, numpy: each has its own
-            raise ValueError(f"{file} cannot be read as npz file with arrays x and y: {error}") from error
-        if self.x.dtype != np.uint8 or self.x.ndim != 4 or self.x.shape[3] not in (1, 3):
-            raise ValueError(
-                f"{file}: x must be uint8 [N, H, W, C] with C = 1 or 3, got {self.x.dtype} {list(self.x.shape)}"
-            )
-        if self.y.shape != self.x.shape[:1] or self.y.dtype.kind not in "iu":
-            raise ValueError(
-                f"{file}: y must be {len(self.x)} whole numbers, one for each image, got {self.y.dtype} "
-                f"{list(self.y.shape)}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        pixels = self.x[index]
-        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), int(self.y[index])
-
-    def filename(self, index: int) -> str:
-        return f"image {index} of {self.file}"
-
-    def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Of each channel in [0, 1], to four decimals."""
-        counts = [np.bincount(self.x[..., c].ravel(), minlength=256) for c in range(self.x.shape[3])]
-        grey = np.arange(256) / 255
-        means = [float(np.average(grey, weights=count)) for count in counts]
-        variances = [np.average((grey - m) ** 2, weights=count) for m, count in zip(means, counts, strict=True)]
-        return [round(m, 4) for m in means], [round(float(v) ** 0.5, 4) for v in variances]
-
-
-class ReaderImages:
-    """Images that one of timm's readers finds, such as a folder per class or a Hugging Face dataset.
-
-    timm's own ImageDataset puts another image in the place of one that cannot be read; here that is an error.
-
-    Args:
-        reader: timm's.
-    """
-
-    def __init__(self, reader: Any) -> None:
-        self.reader = reader
-        names = {index: name for name, index in (reader.class_to_idx or {}).items()}
-        self.classes = [str(names[i]) for i in range(len(names))] if sorted(names) == list(range(len(names))) else None
-
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        file, label = self.reader[index]
-        with file, Image.open(file) as image:
-            return image.convert("RGB"), label
-
-    def filename(self, index: int) -> str:
-        return str(self.reader.filename(index, absolute=True))
-
-
-def open_folder(folder: Path) -> ReaderImages:
-    """Images in ``FOLDER/CLASS/*``; classes are numbered in the natural order of their names, as in timm.
-
-    Raises:
-        FileNotFoundError: The folder is missing or holds no image, or a class has none.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder.resolve()} does not exist: expected images in {folder}/CLASS/*")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if not names:
-        raise FileNotFoundError(f"{folder.resolve()} has no folders of classes: expected images in {folder}/CLASS/*")
-    images = ReaderImages(create_reader("", root=str(folder)))
-    if empty := sorted(set(names) - set(images.classes or ())):
-        raise FileNotFoundError(
-            f"{len(empty)} of {len(names)} classes in {folder.resolve()} have no image: {', '.join(empty[:5])}"
-            f"{' ...' if len(empty) > 5 else ''}; fill or remove their folders"
+    def _open(self, split: str, *, download: bool) -> TorchvisionImages:
+        files = [f"{self.folder}/{file}" for file in self.files]
+        return TorchvisionImages(
+            self.dataset, self.kind, self.root, train=split == "train", files=files, download=download
         )
-    return images
 
 
-def open_hugging_face(name: str, root: str, split: str) -> ReaderImages:
-    """A split of a Hugging Face dataset (``hfds/NAME``, or the path of a local one), kept below ``root``.
+class Cifar10(_Torchvision):
+    """CIFAR-10."""
+
+    kind = datasets.CIFAR10
+    known = Look((3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), crop_padding=4)
+    folder = "cifar-10-batches-py"
+    files = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+
+
+class Cifar100(_Torchvision):
+    """CIFAR-100."""
+
+    kind = datasets.CIFAR100
+    known = Look((3, 32, 32), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), crop_padding=4)
+    classes = 100
+    folder = "cifar-100-python"
+    files = ("train", "test", "meta")
+
+
+class FashionMnist(_Torchvision):
+    """Fashion-MNIST."""
+
+    kind = datasets.FashionMNIST
+    known = Look((1, 28, 28), (0.2860,), (0.3530,), crop_padding=2)
+    folder = "FashionMNIST/raw"
+
+
+class Mnist(_Torchvision):
+    """MNIST; a mirrored digit is another digit, or none."""
+
+    kind = datasets.MNIST
+    known = Look((1, 28, 28), (0.1307,), (0.3081,), crop_padding=2, hflip=0.0)
+    folder = "MNIST/raw"
+
+
+class Folder(ImageSource):
+    """A folder for each class, ``ROOT/SPLIT/CLASS/*``."""
+
+    splits: ClassVar[Mapping[str, str | None]] = {"train": "train", "val": "val", "test": None}
+
+    def open(self, split: str) -> ReaderImages:
+        return open_folder(Path(self.root) / split)
+
+
+class Npz(ImageSource):
+    """``ROOT/SPLIT.npz``; the images tell their size and statistics."""
+
+    def __init__(self, dataset: str, root: str) -> None:
+        super().__init__(dataset, root)
+        self.look = None
+
+    def open(self, split: str) -> NpzImages:
+        return NpzImages(Path(self.root) / f"{split}.npz")
+
+    def look_of(self, images: NpzImages) -> Look:
+        _, height, width, channels = images.x.shape
+        return Look((channels, height, width), *images.mean_and_std(), crop_padding=height // 8)
+
+    def count_classes(self, images: NpzImages) -> int:
+        return super().count_classes(images) or int(images.y.max()) + 1
+
+
+class HuggingFace(ImageSource):
+    """``hfds/NAME``, kept below ``root``."""
+
+    splits = StreamSource.splits
+    suffix = "/NAME"
+
+    def fetch(self, splits: Sequence[str]) -> None:
+        for split in splits:
+            self.open(split)
+
+    def open(self, split: str) -> ReaderImages:
+        return open_hugging_face(self.dataset, self.root, split)
+
+
+class Shards(StreamSource):
+    """``wds/``: WebDataset shards in ``root``, described by its ``_info.json``."""
+
+    suffix = "/"
+
+
+SOURCES: dict[str, type[ImageSource]] = {
+    "cifar10": Cifar10,
+    "cifar100": Cifar100,
+    "fashion_mnist": FashionMnist,
+    "mnist": Mnist,
+    "folder": Folder,
+    "npz": Npz,
+    "hfds": HuggingFace,
+    "hfids": StreamSource,
+    "wds": Shards,
+}
+"""Kinds of datasets by the name of the dataset, or what it has before its first slash."""
+
+
+def find_source(dataset: str, root: str) -> ImageSource:
+    """The source that a dataset's name stands for.
 
     Raises:
-        ModuleNotFoundError: ``datasets`` is not installed.
-        FileNotFoundError: It is neither in ``root`` nor can it be fetched.
+        ValueError: There is no such kind.
     """
-    require("datasets", "hf")
-    try:
-        return ReaderImages(create_reader(name, root=root, split=split))
-    except (OSError, ValueError, RuntimeError) as error:  # DatasetNotFoundError is a FileNotFoundError
-        raise FileNotFoundError(
-            f"{name}, split {split!r}, is not in {Path(root).resolve()} and cannot be fetched: {error}"
-        ) from error
-
-
-def open_stream(name: str, root: str, split: str, *, is_training: bool, batch_size: int, seed: int) -> Any:
-    """A split that is read from front to back: ``hfids/NAME`` (Hugging Face) or ``wds/`` (WebDataset shards in root).
-
-    Raises:
-        ModuleNotFoundError: ``datasets`` or ``webdataset`` is not installed.
-        FileNotFoundError: There is no such split, or it says not how many images it has.
-    """
-    require(*(("webdataset", "wds") if name.startswith("wds/") else ("datasets", "hf")))
-    try:
-        return create_dataset(
-            name, root=root, split=split, is_training=is_training, batch_size=batch_size, seed=seed
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
-        expected = "_info.json and the shards it names, or a split such as 'train-{000..099}.tar|IMAGES'"
-        where = f"expected {expected} in {Path(root).resolve()}" if name.startswith("wds/") else f"cache: {root}"
-        raise FileNotFoundError(f"cannot open {name}, split {split!r}: {error}; {where}") from error
-
-
-def require(package: str, extra: str) -> None:
-    """Say which extra is missing before an import fails somewhere else.
-
-    Raises:
-        ModuleNotFoundError: The package cannot be imported.
-    """
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise ModuleNotFoundError(f"this dataset needs the package {package}: pip install 'lightning-tspike[{extra}]'")
+    kind = dataset.partition("/")[0]
+    if kind not in SOURCES:
+        known = ", ".join(repr(name + source.suffix) for name, source in SOURCES.items())
+        raise ValueError(f"unknown dataset {dataset!r}, expected one of {known}")
+    return SOURCES[kind](dataset, root)

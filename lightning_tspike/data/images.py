@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ..seeding import run_seed
 from .base import ClassificationDataModule
-from .image_sources import (
-    KNOWN,
-    NpzImages,
-    TorchvisionImages,
-    open_folder,
-    open_hugging_face,
-    open_stream,
-)
+from .image_sources import Images, ImageSource, Look, StreamSource, find_source
 from .image_transforms import Mixing, evaluation_transform, training_transform
 from .samples import OnError, Samples, Stream
 
 __all__ = ["ImageDataModule"]
-
-_PHOTOS = ("folder", "hfds", "hfids", "wds")  # of any size
-# names of the splits by kind of dataset; where there is no validation split, training images are held out
-_SPLITS: dict[str, dict[str, str | None]] = {
-    **{kind: {"train": "train", "val": None, "test": "test"} for kind in (*KNOWN, "npz")},
-    "folder": {"train": "train", "val": "val", "test": None},
-    **{kind: {"train": "train", "val": "validation", "test": None} for kind in ("hfds", "hfids", "wds")},
-}
 
 
 class ImageDataModule(ClassificationDataModule):
@@ -126,49 +109,40 @@ class ImageDataModule(ClassificationDataModule):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(batch_size, num_workers, on_error)
-        self.kind = dataset if "/" not in dataset else dataset.split("/")[0]
-        if self.kind not in _SPLITS:
-            raise ValueError(
-                f"unknown dataset {dataset!r}, expected one of {sorted(KNOWN)}, 'folder', 'npz', 'hfds/NAME', "
-                "'hfids/NAME' or 'wds/'"
-            )
-        if self.kind in KNOWN and (train_split or val_split or test_split):
+        self.source = find_source(dataset, root)
+        if self.source.has_fixed_splits and (train_split or val_split or test_split):
             raise ValueError(f"{dataset} has splits of its own: train_split, val_split and test_split are not for it")
-        if (self.kind in KNOWN or self.kind == "npz") and val_images < 1:
+        if self.source.splits["val"] is None and val_images < 1:
             raise ValueError(f"val_images must be at least 1, got {val_images!r}")
         # Lightning logs these next to the module's own and refuses a num_classes that differs from the module's
         self.save_hyperparameters(ignore=["num_classes"] if num_classes is None else None)
         self.options: dict[str, Any] = {"num_classes": num_classes, **self.hparams}
         given = {"train": train_split, "val": val_split, "test": test_split}
-        self.splits: dict[str, Any] = {role: given[role] or name for role, name in _SPLITS[self.kind].items()}
+        self.splits: dict[str, Any] = {role: given[role] or name for role, name in self.source.splits.items()}
         self.preprocessing = {}
-        if self.kind in KNOWN:
-            known = KNOWN[self.kind]
-            self.num_classes = known.num_classes
-            self._set_preprocessing(known.input_size, known.mean, known.std)
-        elif self.kind != "npz":  # whose images tell their size when they are read
-            self._set_preprocessing((3, 224, 224), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        if self.source.num_classes is not None:
+            self.num_classes = self.source.num_classes
+        if self.source.look is not None:
+            self._set_preprocessing(self.source.look)
 
     def prepare_data(self) -> None:
         """Fetch what can be fetched, once per machine."""
-        if self.kind in KNOWN and self.options["download"]:
-            for train in (True, False):
-                TorchvisionImages(self.kind, self.options["root"], train=train, download=True)
-        elif self.kind == "hfds":
-            for split in filter(None, self.splits.values()):
-                self._open(split)
+        if self.options["download"]:
+            self.source.download()
+        self.source.fetch([split for split in self.splits.values() if split])
 
     def setup(self, stage: str) -> None:
-        if self.kind in ("hfids", "wds"):
-            self._set_up_streams()
+        source = self.source
+        if isinstance(source, StreamSource):
+            self._set_up_streams(source)
             return
-        train = self._open(self.splits["train"])
-        if isinstance(train, NpzImages):
-            _, height, width, channels = train.x.shape
-            self._set_preprocessing((channels, height, width), *train.mean_and_std())
-        classes = getattr(train, "classes", None)
-        self.num_classes = self.options["num_classes"] or self._count_classes(train)
-        self.class_names = classes
+        train = source.open(self.splits["train"])
+        if source.look is None:
+            self._set_preprocessing(source.look_of(train))
+        if (num_classes := self.options["num_classes"] or source.count_classes(train)) is None:
+            raise ValueError(f"{source.dataset} does not say how many classes it has: set num_classes")
+        self.num_classes = num_classes
+        self.class_names = classes = train.classes
         self._set_up_mixing()
         augmented, plain = self._transforms()
         held_out: Sequence[int] = range(0)
@@ -183,64 +157,40 @@ class ImageDataModule(ClassificationDataModule):
         self.val_set = (
             self._samples(train, plain, held_out)
             if self.splits["val"] is None
-            else self._samples(self._evaluated("val", classes), plain)
+            else self._samples(self._evaluated(source, "val", classes), plain)
         )
-        self.test_set = (
-            self.val_set if self.splits["test"] is None else self._samples(self._evaluated("test", classes), plain)
-        )
+        self.test_set = self.val_set
+        if self.splits["test"] is not None:
+            self.test_set = self._samples(self._evaluated(source, "test", classes), plain)
 
-    def _set_up_streams(self) -> None:
+    def _set_up_streams(self, source: StreamSource) -> None:
         if (classes := self.options["num_classes"]) is None:
-            raise ValueError(f"a stream does not say how many classes it has: set num_classes for {self.kind}/")
+            raise ValueError(f"a stream does not say how many classes it has: set num_classes for {source.dataset}")
         self.num_classes = classes
         self._set_up_mixing()
         augmented, plain = self._transforms()
-        self.train_set = self._stream(self.splits["train"], augmented, is_training=True)
-        self.val_set = self._stream(self.splits["val"], plain, is_training=False)
-        self.test_set = self.val_set
-        if self.splits["test"] is not None:
-            self.test_set = self._stream(self.splits["test"], plain, is_training=False)
+        self.train_set = self._stream(source, "train", augmented)
+        self.val_set = self._stream(source, "val", plain)
+        self.test_set = self.val_set if self.splits["test"] is None else self._stream(source, "test", plain)
         if self.on_error == "skip":
             rank_zero_warn("on_error='skip' has no effect on streams: see ImageDataModule for what they do")
 
-    def _stream(self, split: Any, transform: Callable[[Any], Tensor], *, is_training: bool) -> Stream:
-        source = open_stream(
-            self.options["dataset"],
-            self.options["root"],
-            split,
-            is_training=is_training,
-            batch_size=self.batch_size,
-            seed=run_seed() or 0,
+    def _stream(self, source: StreamSource, role: str, transform: Callable[[Any], Tensor]) -> Stream:
+        images = source.stream(
+            self.splits[role], is_training=role == "train", batch_size=self.batch_size, seed=run_seed() or 0
         )
-        return Stream(source, transform, num_classes=self.num_classes)
+        return Stream(images, transform, num_classes=self.num_classes)
 
-    def _open(self, split: Any) -> Any:
-        root = self.options["root"]
-        if self.kind in KNOWN:
-            return TorchvisionImages(self.kind, root, train=split == "train")
-        if self.kind == "folder":
-            return open_folder(Path(root) / split)
-        if self.kind == "npz":
-            return NpzImages(Path(root) / f"{split}.npz")
-        return open_hugging_face(self.options["dataset"], root, split)
-
-    def _evaluated(self, role: str, classes: Sequence[str] | None) -> Any:
+    def _evaluated(self, source: ImageSource, role: str, classes: Sequence[str] | None) -> Images:
         """The validation or test split; its classes must be those of the training split."""
-        source = self._open(self.splits[role])
-        if source.classes != classes:
-            differ = sorted(set(source.classes or ()) ^ set(classes or ()))
+        images = source.open(self.splits[role])
+        if images.classes != classes:
+            differ = sorted(set(images.classes or ()) ^ set(classes or ()))
             raise ValueError(
                 f"{self.splits['train']} and {self.splits[role]} in {self.options['root']} have different classes, "
                 f"e.g. {differ[:5]}"
             )
-        return source
-
-    def _count_classes(self, train: Any) -> int:
-        if train.classes:
-            return len(train.classes)
-        if isinstance(train, NpzImages):
-            return int(train.y.max()) + 1
-        raise ValueError(f"{self.options['dataset']} does not say how many classes it has: set num_classes")
+        return images
 
     def _set_up_mixing(self) -> None:
         if self.options["mixup"] or self.options["cutmix"]:
@@ -251,13 +201,11 @@ class ImageDataModule(ClassificationDataModule):
     ) -> Samples:
         return Samples(source, transform, num_classes=self.num_classes, indices=indices, on_error=self.on_error)
 
-    def _set_preprocessing(self, own_size: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+    def _set_preprocessing(self, look: Look) -> None:
         options = self.options
-        channels, height, width = own_size
+        channels, height, width = look.input_size
         side = options["image_size"]
-        are_photos = self.kind in _PHOTOS
-        self.is_resized = are_photos or side not in (None, height)
-        statistics = {"mean": list(options["mean"] or mean), "std": list(options["std"] or std)}
+        statistics = {"mean": list(options["mean"] or look.mean), "std": list(options["std"] or look.std)}
         for name, values in statistics.items():
             if len(values) != channels:
                 raise ValueError(f"{name} must have {channels} numbers, one for each channel, got {values}")
@@ -267,21 +215,22 @@ class ImageDataModule(ClassificationDataModule):
             "input_size": [channels, side or height, side or width],
             **statistics,
             "interpolation": options["interpolation"],
-            "crop_pct": options["crop_pct"] or (0.875 if are_photos else 1.0),
+            "crop_pct": options["crop_pct"] or look.crop_pct,
         }
+        is_resized = side not in (None, height)
+        self._crop_padding = options["crop_padding"]
+        if self._crop_padding is None and not is_resized:
+            self._crop_padding = look.crop_padding
+        self._hflip = look.hflip if options["hflip"] is None else options["hflip"]
         self._transforms()  # refuses options that are wrong
 
     def _transforms(self) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
         """For training and for evaluation."""
-        options, known = self.options, KNOWN.get(self.kind)
-        padding = options["crop_padding"]
-        if padding is None and not self.is_resized:
-            padding = known.crop_padding if known else self.preprocessing["input_size"][1] // 8
-        hflip = options["hflip"] if options["hflip"] is not None else known.hflip if known else 0.5
+        options = self.options
         augmented = training_transform(
             self.preprocessing,
-            crop_padding=padding,
-            hflip=hflip,
+            crop_padding=self._crop_padding,
+            hflip=self._hflip,
             auto_augment=options["auto_augment"],
             random_erasing=options["random_erasing"],
             cutout=options["cutout"],
