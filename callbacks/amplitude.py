@@ -20,6 +20,8 @@ from ._common import check_every_n_steps, is_log_step, network_of, require_logge
 
 __all__ = ["AmplitudeLogger"]
 
+_MOST_STEPS = 128
+
 
 class AmplitudeLogger(Callback):
     """Log each learned amplitude, decay and threshold as a scalar to every logger, and plot the amplitudes at the end.
@@ -35,7 +37,8 @@ class AmplitudeLogger(Callback):
     (``network.report()`` tells) are logged under the first one's name.
 
     When training ends, a figure of the amplitudes by depth, from the first values to the last, is written as
-    ``amplitudes.png`` to the run's folder, and logged to TensorBoard and W&B.
+    ``amplitudes.png`` to the run's folder, and logged to TensorBoard and W&B. Checkpoints hold the values so far,
+    thinned out to 128 steps, so that a resumed run draws from its first step.
 
     Args:
         every_n_steps: Log every n optimizer steps; by default as often as the trainer logs.
@@ -56,12 +59,24 @@ class AmplitudeLogger(Callback):
         self._history: dict[int, dict[str, float]] = {}  # mean amplitude of each layer, by step
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._history = {}  # before a checkpoint's is loaded, where a run is resumed
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self._history}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._history = dict(state_dict["history"])
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         require_logger(trainer, self)
         network = network_of(pl_module, self)
         self._last_step = trainer.global_step
         self._cancelled = _cancelled(network)
-        self._history = {trainer.global_step: _means(network)}
+        self._remember(trainer.global_step, network)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -94,12 +109,12 @@ class AmplitudeLogger(Callback):
         if scalars:
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=trainer.global_step)
-        self._history[trainer.global_step] = _means(network)
+        self._remember(trainer.global_step, network)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = network_of(pl_module, self)
-        self._history[trainer.global_step] = _means(network)
+        self._remember(trainer.global_step, network)
         if not trainer.is_global_zero or not any(self._history.values()):
             return
         figure = plot_amplitudes(self._history, cancelled=self._cancelled)
@@ -108,6 +123,11 @@ class AmplitudeLogger(Callback):
         figure.savefig(folder / "amplitudes.png", dpi=120)
         for logger in trainer.loggers:
             _log_figure(logger, figure, trainer.global_step)
+
+    def _remember(self, step: int, network: SpikingNetwork) -> None:
+        self._history[step] = _means(network)
+        if len(self._history) > _MOST_STEPS:  # a long run keeps every other step, over and over: checkpoints stay small
+            self._history = {s: means for i, (s, means) in enumerate(self._history.items()) if i % 2 == 0 or s == step}
 
     def _interval(self, trainer: Trainer) -> int:
         settings: Any = trainer

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
@@ -58,7 +58,8 @@ class MembraneHistogram(BatchWatcher):
     * ``membrane/<layer>/fires``: |u| >= 1 (u >= 1 for binary neurons),
     * ``membrane/<layer>/no_gradient``: the surrogate gradient is 0; |u| >= 2 for the default one.
 
-    The first and the latest histograms are in ``membrane.json`` in the run's folder, for ``tspike report``.
+    The first and the latest histograms are in ``membrane.json`` in the run's folder, for ``tspike report``; the first
+    one is kept in checkpoints, so that a resumed run still has it.
 
     Args:
         every_n_steps: Look at one training batch every n optimizer steps; by default as often as the trainer logs.
@@ -78,6 +79,18 @@ class MembraneHistogram(BatchWatcher):
             raise MisconfigurationException(f"span must be above 2, the reach of the surrogate gradient; got {span!r}")
         self.bins, self.span = bins, span
         self._first: dict[str, Any] | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._first = None  # before a checkpoint's is loaded, where a run is resumed
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"first": self._first}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._first = state_dict["first"]
 
     @override
     @contextmanager

@@ -409,3 +409,44 @@ def _read_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, set[str]]] 
                 artifacts[artifact.name] = {entry.path for entry in artifact.manifest.contents}
         is_complete |= record.WhichOneof("record_type") == "exit"
     return (history, artifacts) if is_complete else None
+
+
+def test_a_resumed_run_remembers_its_first_steps(tmp_path: Path) -> None:
+    """Amplitudes and membrane potentials from before the interruption are in the figure's data and in membrane.json."""
+
+    def watchers() -> list[L.Callback]:
+        return [AmplitudeLogger(every_n_steps=2), MembraneHistogram(every_n_steps=2)]
+
+    checkpoint = ModelCheckpoint(tmp_path / "kept", filename="last")
+    fit(tmp_path / "a", [*watchers(), checkpoint], logger=CSVLogger(tmp_path / "a"))
+    before = json.loads(next((tmp_path / "a").rglob("membrane.json")).read_text())
+    L.seed_everything(3, verbose=False)
+    resumed = watchers()
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=3, limit_train_batches=5, limit_val_batches=1, enable_progress_bar=False,
+        enable_model_summary=False, logger=CSVLogger(tmp_path / "b"), callbacks=resumed,
+    )  # fmt: skip
+    data = DigitsDataModule(batch_size=32)
+    trainer.fit(TernarySNNModule(**TINY), data, ckpt_path=tmp_path / "kept" / "last.ckpt")
+    after = json.loads(next((tmp_path / "b").rglob("membrane.json")).read_text())
+    assert before["first"]["step"] == 0
+    assert after["first"] == before["first"]
+    assert after["last"]["step"] == 14
+    history = resumed[0].state_dict()["history"]
+    assert list(history) == [0, 2, 4, 6, 8, 10, 12, 14, 15]
+    assert history[0]["act1"] == 1
+    assert history[2]["act1"] != 1
+    # used again for another run, nothing of this one is left
+    fit(tmp_path / "c", resumed, logger=CSVLogger(tmp_path / "c"), max_epochs=1)
+    assert list(resumed[0].state_dict()["history"]) == [0, 2, 4, 5]
+
+
+def test_a_long_run_keeps_a_few_amplitudes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes into each checkpoint does not grow with the run; first and last values stay."""
+    monkeypatch.setattr("lightning_tspike.callbacks.amplitude._MOST_STEPS", 8)
+    logger = AmplitudeLogger(every_n_steps=1)
+    fit(tmp_path, [logger], logger=CSVLogger(tmp_path), limit_train_batches=20)
+    steps = list(logger.state_dict()["history"])
+    assert 4 <= len(steps) <= 8
+    assert (steps[0], steps[-1]) == (0, 40)
+    assert steps == sorted(steps)
