@@ -35,6 +35,7 @@ class CheckpointError(ValueError):
     """A file is not a checkpoint of a spiking network; the message names the file and what is wrong with it."""
 
 
+@torch.inference_mode(False)  # weights that were made within it could be used nowhere else
 def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> SavedNetwork:
     """Rebuild a network from a checkpoint of :class:`lightning_tspike.TernarySNNModule`. Nothing in it is ever run.
 

@@ -161,6 +161,7 @@ def read_manifest(path: str | Path, *, sha256: str | None = None) -> dict[str, A
     return config
 
 
+@torch.inference_mode(False)  # weights that were made within it could be used nowhere else
 def read_folder(
     path: str | Path, *, precision: Precision | None = None, sha256: str | None = None
 ) -> tuple[SpikingNetwork, dict[str, Any]]:

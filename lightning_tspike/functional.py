@@ -25,6 +25,7 @@ learned numbers, here after their sigmoid, alpha, beta and gamma in (0, 1)::
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from . import kernels
 from .kernels import Neuron, per_channel
+from .plain import is_plain
 from .surrogate import SURROGATES, fired
 
 __all__ = ["Memory", "binary_lif", "integrate_and_fire", "membrane_potential", "ternary_lif"]
@@ -71,12 +73,14 @@ def ternary_lif(
     """Run a layer of ternary LIF neurons over all time steps (equations at the top of this file).
 
     Args:
-        x: Input current, shape [T*B, ...] with time outermost; channels, where there are any, are dimension 1.
+        x: Input current, shape [T*B, ...] with time outermost; channels, where there are any, are dimension 1. Whole
+            numbers and truth values are taken as numbers of torch's default dtype.
         timesteps: Number of time steps T.
-        amplitude: Spike amplitude a > 0: one number, or a tensor of shape [] or [C]. Like ``decay``, ``threshold`` and
-            the numbers of ``memory`` it may require a gradient.
-        decay: Factor tau in [0, 1] by which the membrane potential shrinks in one time step: a number or shape [].
-        threshold: Firing threshold theta > 0, in units of the membrane potential: one number, or shape [] or [C].
+        amplitude: Spike amplitude a > 0: one number, or a tensor of shape [], [1] or [C]. Like ``decay``, ``threshold``
+            and the numbers of ``memory`` it may require a gradient.
+        decay: Factor tau in [0, 1] by which the membrane potential shrinks in one time step: a number, or shape [] or
+            [1].
+        threshold: Firing threshold theta > 0, in units of the membrane potential: one number, or shape [], [1] or [C].
         reset: ``"hard"`` sets the membrane potential to 0 after a spike, ``"soft"`` subtracts the threshold.
         detach_reset: Cut the gradient that flows through the reset.
         surrogate: ``"rectangular"``, ``"triangular"`` or ``"arctan"``.
@@ -87,14 +91,16 @@ def ternary_lif(
         Spikes a * s, shape [T*B, ...], in the dtype of ``x``.
 
     Raises:
-        ValueError: ``timesteps`` is not a positive whole number or does not divide the first dimension of ``x``, or a
-            name is unknown.
+        ValueError: ``timesteps`` is not a positive whole number or does not divide the first dimension of ``x``, ``x``
+            holds complex numbers, a name is unknown, or amplitude, decay or threshold is out of range. Of tensors on
+            GPUs the range is not looked at: every call would wait for the GPU.
 
     Half-precision inputs are integrated in float32. A NaN membrane potential never reaches a threshold, so it gives
     no spike; an infinite one fires, and as v_t is then inf * 0 or inf - theta, a hard reset leaves NaN: silence.
 
     Runs as one fused kernel where there is one for the device (:mod:`lightning_tspike.kernels`), with the same spikes
     bit for bit; only ``x`` is kept for the backward pass then, and gradients can be taken once, not of gradients.
+    Within transforms of ``torch.func`` and with forward-mode gradients it runs as plain operations.
 
     Example:
         >>> x = torch.tensor([[0.6], [0.2], [-0.7]])  # one neuron, three time steps
@@ -192,9 +198,12 @@ def integrate_and_fire(
     Raises:
         ValueError: As for :func:`ternary_lif`.
     """
-    _check(x, timesteps, reset)
+    x = _as_floats(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    theta = per_channel(torch.as_tensor(threshold, dtype=dtype, device=x.device), x)
+    _check(x, timesteps, reset)
+    _check_numbers(decay, threshold, dtype)
+    theta = per_channel(_as_tensor(threshold, x, dtype), x)
+    decay = _as_tensor(decay, x, dtype) if isinstance(decay, Tensor) else decay
     currents = x.to(dtype).unflatten(0, (timesteps, x.shape[0] // timesteps)).unbind(0)  # T times [B, ...]
     membranes: list[Tensor] = []
     spikes: list[Tensor] = []
@@ -224,17 +233,25 @@ def _remember(memory: Memory, h: Tensor | None, leaked: Tensor) -> Tensor:
 class _Fire(torch.autograd.Function):
     """u [B, ...], theta -> s, same shape as u; the surrogate stands in for the derivatives in the backward pass."""
 
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
     def bind(surrogate: str, is_ternary: bool) -> Fire:
         if surrogate not in SURROGATES:
             raise ValueError(f"surrogate must be one of {sorted(SURROGATES)}, got {surrogate!r}")
-        return lambda u, theta: _Fire.apply(u, theta, surrogate, is_ternary)
+        # torch.compile and torch.export take no function with a rule for forward-mode gradients
+        function = _Fire if torch.compiler.is_compiling() else _FireWithTangents
+        return lambda u, theta: function.apply(u, theta, surrogate, is_ternary)
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, theta: Tensor, surrogate: str, is_ternary: bool) -> Tensor:
-        ctx.save_for_backward(u, theta)
-        ctx.surrogate, ctx.is_ternary = surrogate, is_ternary
+    def forward(u: Tensor, theta: Tensor, surrogate: str, is_ternary: bool) -> Tensor:
         return fired(u, theta, is_ternary)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, bool], output: Tensor) -> None:
+        u, theta, ctx.surrogate, ctx.is_ternary = inputs
+        ctx.save_for_backward(u, theta)
+        ctx.save_for_forward(u, theta)
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
@@ -244,25 +261,40 @@ class _Fire(torch.autograd.Function):
         return grad_u, grad_theta, None, None
 
 
+class _FireWithTangents(_Fire):
+    """The same, and forward-mode gradients."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_u: Tensor | None, tangent_theta: Tensor | None, *_: None) -> Tensor:
+        u, theta = ctx.saved_tensors
+        tangent = torch.zeros_like(u) if tangent_u is None else tangent_u
+        if tangent_theta is not None:
+            tangent = tangent - u / theta * tangent_theta
+        return tangent * SURROGATES[ctx.surrogate](u, theta, ctx.is_ternary)
+
+
 def _spikes(
     x: Tensor, amplitude: Number, decay: Number, threshold: Number, neuron: Neuron, memory: Memory | None
 ) -> Tensor:
     """Spikes a * s [T*B, ...], by a kernel or by the equations."""
     fire = _Fire.bind(neuron.surrogate, neuron.is_ternary)
+    x = _as_floats(x)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    _check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
+    amplitude = _as_tensor(amplitude, x, dtype)
     way = kernels.choose(x, neuron) if memory is None else "reference"
     if way != "reference":
         _check(x, 1 if neuron.static_input else neuron.timesteps, neuron.reset)
         _check_timesteps(neuron.timesteps)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        amplitude, threshold = (_as_tensor(value, x, dtype) for value in (amplitude, threshold))
-        decay = decay.to(dtype) if isinstance(decay, Tensor) else decay
-        return kernels.run(way, x, amplitude, threshold, decay, neuron)
+        _check_numbers(decay, threshold, dtype)
+        decay = _as_tensor(decay, x, dtype) if isinstance(decay, Tensor) else decay
+        return kernels.run(way, x, amplitude, _as_tensor(threshold, x, dtype), decay, neuron)
     _, spikes = integrate_and_fire(
         _over_time(x, neuron.timesteps) if neuron.static_input else x, neuron.timesteps, fire,
         decay=decay, threshold=threshold, reset=neuron.reset, detach_reset=neuron.detach_reset, memory=memory,
     )  # fmt: skip
     # in the dtype of x only at the end: the amplitude's gradient is summed over spikes in single precision
-    return (spikes * per_channel(_as_tensor(amplitude, x, spikes.dtype), x)).to(x.dtype)
+    return (spikes * per_channel(amplitude, x)).to(x.dtype)
 
 
 def _as_tensor(value: Number, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -270,8 +302,19 @@ def _as_tensor(value: Number, x: Tensor, dtype: torch.dtype) -> Tensor:
     if not isinstance(value, Tensor):
         return x.new_full((), value, dtype=dtype)  # unlike torch.tensor, without a copy that a GPU would wait for
     value = value.to(device=x.device, dtype=dtype).contiguous()  # kernels read it by its address
+    if value.ndim == 1 and len(value) == 1:
+        return value[0]
     per_channel(value, x)  # raises where the channels differ
     return value
+
+
+def _as_floats(x: Tensor) -> Tensor:
+    """``x``, or the same numbers in torch's default dtype where it has a dtype of whole numbers or truth values."""
+    if x.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        return x
+    if x.is_complex() or x.is_floating_point():
+        raise ValueError(f"x must hold real numbers of 16, 32 or 64 bits, got {x.dtype}; convert it by x.to(...)")
+    return x.to(torch.get_default_dtype())
 
 
 def _over_time(x: Tensor, timesteps: int) -> Tensor:
@@ -293,3 +336,29 @@ def _check(x: Tensor, timesteps: int, reset: str) -> None:
         )
     if reset not in ("hard", "soft"):
         raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
+
+
+def _check_numbers(decay: Number, threshold: Number, dtype: torch.dtype) -> None:
+    if isinstance(decay, Tensor) and decay.numel() != 1:
+        raise ValueError(f"decay must be one number, got a tensor of shape {tuple(decay.shape)}")
+    _check_range("decay", decay, 0.0, 1.0)
+    # of anything smaller the surrogate's height, 1 / theta, would be infinite
+    _check_range("threshold", threshold, torch.finfo(dtype).tiny, torch.finfo(dtype).max)
+
+
+def _check_range(name: str, value: Number, least: float, most: float) -> None:
+    """Raise where a number is not in [least, most], or is NaN; of a tensor, where that costs nothing to know."""
+    low = high = value
+    if isinstance(value, Tensor):
+        # a GPU would be waited for, and a graph cut in two
+        if torch.compiler.is_compiling() or not value.is_cpu or value.numel() == 0 or not is_plain(value):
+            return
+        if value.ndim == 0:
+            low = high = value.item()
+        else:
+            low, high = (v.item() for v in value.detach().aminmax())
+    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be a number or a tensor, got {value!r}")
+    if not (least <= low and high <= most):
+        wrong = high if least <= low else low
+        raise ValueError(f"{name} must be between {least:.3g} and {most:.3g}, got {wrong!r}")

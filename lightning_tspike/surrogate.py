@@ -23,6 +23,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .plain import is_plain
+
 __all__ = ["SURROGATES", "arctan", "fired", "rectangular", "triangular"]
 
 
@@ -52,7 +54,7 @@ def _indicator(compare: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
 
     On the CPU torch writes such numbers several times faster than truth values and their conversion.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or a.is_cuda:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or a.is_cuda or not is_plain(a):
         return compare(a, b).to(a.dtype)
     return compare(a, b, out=torch.empty_like(a))
 

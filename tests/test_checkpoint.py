@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 
-from lightning_tspike import TernarySNNModule
+from lightning_tspike import TernarySNNModule, zoo
 from lightning_tspike.checkpoint import CheckpointError, read_checkpoint
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.ternarize import SpikingNetwork
@@ -42,6 +42,18 @@ def test_network_and_preprocessing_come_back(checkpoint: tuple[Path, TernarySNNM
     assert network.config == module.network.config
     assert preprocessing["input_size"] == [1, 8, 8]
     assert label_names == list("0123456789")
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("source", ["checkpoint", "folder"])
+def test_loaded_in_inference_mode_it_can_be_used_outside(
+    checkpoint: tuple[Path, TernarySNNModule], source: str, folded: bool
+) -> None:
+    name = checkpoint[0] if source == "checkpoint" else "tspike-digits"
+    with torch.inference_mode():
+        network = zoo.load(name, folded=folded, dtype=torch.float64)
+    network.train()(torch.randn(2, 1, 8, 8, dtype=torch.float64)).sum().backward()
+    assert not any(tensor.is_inference() for tensor in network.state_dict().values())
 
 
 def test_checkpoint_of_an_earlier_version(lively: Callable[..., SpikingNetwork], tmp_path: Path) -> None:

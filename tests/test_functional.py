@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lightning_tspike.functional import membrane_potential, ternary_lif
+from lightning_tspike import kernels
+from lightning_tspike.functional import binary_lif, membrane_potential, ternary_lif
 
 
 @pytest.mark.parametrize("case", range(5))
@@ -125,3 +128,70 @@ def test_bad_timesteps(shape: tuple[int, ...], timesteps: int, message: str) -> 
         ternary_lif(torch.zeros(shape), timesteps)
     with pytest.raises(ValueError, match=message):
         membrane_potential(torch.zeros(shape), timesteps)
+
+
+@pytest.mark.parametrize("name", ["reference", "native", "loops"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool], ids=str)
+def test_whole_numbers_are_taken_as_floats(name: str, dtype: torch.dtype) -> None:
+    """Spikes have the amplitude's size, not what is left of it in a whole number."""
+    x = torch.tensor([[1, 0], [0, 1]]).to(dtype)
+    with kernels.use(name):
+        out = ternary_lif(x, 2, 0.7)
+    assert torch.equal(out, torch.tensor([[0.7, 0.0], [0.0, 0.7]]))
+    assert torch.equal(membrane_potential(x, 2, decay=1.0), x.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_numbers_that_no_neuron_has(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"x must hold real numbers .*, got {dtype}"):
+        ternary_lif(torch.ones(2, 3).to(dtype), 2)
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("threshold", v) for v in (-1.0, 0.0, NAN, INFINITY, 1e-40, 1e39)),
+        *(("decay", v) for v in (-0.1, 2.0, NAN)),
+        *(("amplitude", v) for v in (-1.0, NAN, INFINITY)),
+    ],
+)
+@pytest.mark.parametrize("kind", ["number", "tensor", "channels"])
+@pytest.mark.parametrize("name", ["reference", "native", "loops"])
+def test_numbers_out_of_range(name: str, kind: str, option: str, value: float) -> None:
+    wrong: Any = value
+    if kind == "channels" and option == "decay":
+        pytest.skip("there is one decay for all")
+    said = re.escape(repr(value)) if kind == "number" else ""  # a tensor rounds
+    if kind != "number":
+        wrong = torch.tensor(value) if kind == "tensor" else torch.tensor([0.5, value, 0.5])
+    with kernels.use(name):
+        for neuron in (ternary_lif, binary_lif):
+            with pytest.raises(ValueError, match=f"{option} must be between .*, got {said}"):
+                neuron(torch.ones(2, 3), 2, **{option: wrong})
+    if option != "amplitude":
+        with pytest.raises(ValueError, match=f"{option} must be between"):
+            membrane_potential(torch.ones(2, 3), 2, **{option: wrong})
+
+
+def test_numbers_of_a_wrong_kind() -> None:
+    with pytest.raises(ValueError, match="threshold must be a number or a tensor, got '0.5'"):
+        ternary_lif(torch.ones(2, 3), 2, threshold="0.5")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"decay must be one number, got a tensor of shape \(3,\)"):
+        ternary_lif(torch.ones(2, 3), 2, decay=torch.tensor([0.1, 0.2, 0.3]))
+
+
+@pytest.mark.parametrize("name", ["reference", "native", "loops"])
+def test_one_number_may_have_a_dimension(name: str) -> None:
+    """FSDP shards no tensor of shape []."""
+    x = torch.randn(4, 3, dtype=torch.float64)
+    results = []
+    for shape in ((), (1,)):
+        values = [torch.full(shape, v, dtype=x.dtype, requires_grad=True) for v in (0.7, 0.6, 0.3)]
+        with kernels.use(name):
+            out = ternary_lif(x, 2, values[0], threshold=values[1], decay=values[2])
+        out.square().sum().backward()
+        results.append([out.detach(), *(v.grad.reshape(()) for v in values)])
+    torch.testing.assert_close(*results)

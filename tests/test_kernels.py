@@ -6,17 +6,16 @@ import itertools
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from lightning_tspike import kernels
 from lightning_tspike.functional import binary_lif, ternary_lif
-from lightning_tspike.kernels import native
 from lightning_tspike.neurons import TernaryLIF
 
 IMPLEMENTATIONS = ["native", "loops", "triton"]  # triton on a GPU or, where there is none, in its interpreter
@@ -190,64 +189,90 @@ def test_threads_do_not_matter() -> None:
         assert torch.equal(one, results[1][key]), key
 
 
-@pytest.fixture
-def _nothing_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As in a process that has compiled nothing, with an empty cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    caches = (native._library, native._command)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(4, 3, 0), (4, 0), (0, 3), (0, 3, 4, 4)])
+def test_nothing_in_nothing_out_whatever_is_asked_for(name: str, shape: tuple[int, ...]) -> None:
+    """The C++ kernel divided by the number of columns and took the process down."""
+    x = torch.empty(shape, requires_grad=True)
+    amplitude = torch.ones(shape[1], requires_grad=True)
+    with kernels.use(name):
+        out = ternary_lif(x, 2, amplitude)
+        out.sum().backward()
+    assert out.shape == x.grad.shape == shape
+    assert torch.equal(amplitude.grad, torch.zeros(shape[1]))
 
 
-@pytest.mark.usefixtures("_nothing_compiled")
-def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_no_kernel_reads_what_has_no_memory(name: str) -> None:
+    with kernels.use(name):
+        assert ternary_lif(torch.empty(4, 3, device="meta"), 2, torch.ones(3, device="meta")).shape == (4, 3)
+
+
+@pytest.mark.parametrize("name", [*IMPLEMENTATIONS, None])
+@pytest.mark.parametrize("is_ternary", [True, False])
+def test_transforms_of_torch_func(name: str | None, is_ternary: bool) -> None:
+    """Maps, and gradients backwards and forwards, of a whole batch of inputs, as by a loop over them."""
+    x = torch.randn(3, 4, 2, dtype=torch.float64)
+    neuron = partial(ternary_lif if is_ternary else binary_lif, timesteps=2, surrogate="arctan")
+
+    def energy(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        return neuron(x, threshold=theta).square().sum()
+
+    def gradients(x: torch.Tensor, theta: torch.Tensor) -> list[torch.Tensor]:
+        x, theta = x.clone().requires_grad_(), theta.clone().requires_grad_()
+        return list(torch.autograd.grad(energy(x, theta), (x, theta)))
+
+    theta = torch.tensor(0.6, dtype=torch.float64)
+    want = [torch.stack(parts) for parts in zip(*(gradients(one, theta) for one in x), strict=True)]
+    with kernels.use(name) if name else nullcontext():
+        assert torch.equal(torch.func.vmap(neuron)(x), torch.stack([neuron(one) for one in x]))
+        for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+            got = torch.func.vmap(transform(energy, (0, 1)), (0, None))(x, theta)
+            torch.testing.assert_close(list(got), want)
+
+
+def test_gradients_forwards() -> None:
+    x, tangent = torch.randn(2, 4, 3, dtype=torch.float64)
+    own = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(ternary_lif(own, 2).sum(), own)
+    with forward_ad.dual_level():
+        out = ternary_lif(forward_ad.make_dual(x, tangent), 2)
+        torch.testing.assert_close(forward_ad.unpack_dual(out).tangent.sum(), (grad * tangent).sum())
+
+
+def test_transforms_in_a_compiled_graph() -> None:
+    torch._dynamo.reset()
     x = torch.randn(4, 3)
-    with kernels.use("reference"):
-        want = ternary_lif(x, 2)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.warns(UserWarning, match=r"no C\+\+ compiler was found"):
-        assert torch.equal(ternary_lif(x, 2), want)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it was said once
-        assert torch.equal(ternary_lif(x, 2, reset="soft"), ternary_lif(x, 2, reset="soft"))
+    grad = torch.func.grad(lambda x: ternary_lif(x, 2).sum())
+    assert torch.equal(torch.compile(grad, backend="aot_eager", fullgraph=True)(x), grad(x))
 
 
-@pytest.mark.usefixtures("_nothing_compiled")
-def test_with_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "c++"
-    broken.write_text("#!/bin/sh\necho this compiler is broken >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    x = torch.randn(4, 3)
-    with kernels.use("reference"):
-        want = ternary_lif(x, 2)
-    with pytest.warns(UserWarning, match="this compiler is broken"):
-        assert torch.equal(ternary_lif(x, 2), want)
-    assert not list((tmp_path / "cache").rglob("*.so")), "half a library was left"
+@pytest.mark.parametrize("per_channel", ["amplitude", "threshold", "both"])
+@pytest.mark.parametrize("places", [(), (1, 1), (2, 2), (2, 3), (32,), (33,)], ids=str)
+def test_maps_of_few_places(per_channel: str, places: tuple[int, ...]) -> None:
+    x = torch.randn(3 * 2, 70, *places, generator=torch.Generator().manual_seed(9))
+    _must_agree("native", x, 3, channels=70, per_channel=per_channel, learn=True, reset="soft")
+    _must_agree("native", x[:2], 3, channels=70, per_channel=per_channel, static_input=True)
 
 
-@pytest.mark.usefixtures("_nothing_compiled")
-def test_compiled_once(tmp_path: Path) -> None:
-    x = torch.randn(4, 3)
-    ternary_lif(x, 2)
-    (library,) = (tmp_path / "cache").rglob("*.so")
-    made = library.stat().st_mtime_ns
-    native._library.cache_clear()
-    ternary_lif(x, 2)
-    assert [p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()] == [made]
+def test_more_channels_than_a_tile_is_wide() -> None:
+    _must_agree("native", torch.randn(2 * 3, 1100), 2, channels=1100, per_channel="both", learn=True)
 
 
-@pytest.mark.usefixtures("_nothing_compiled")
-def test_cache_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert ternary_lif(torch.ones(2, 3), 2).tolist() == [[1] * 3] * 2
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("surrogate", ["rectangular", "triangular", "arctan"])
+def test_the_smallest_threshold(name: str, surrogate: str) -> None:
+    """Of the smallest normal number the inverse is finite, so all compute the same gradients."""
+    theta = torch.finfo(torch.float32).tiny
+    x = torch.tensor([[0.0], [theta], [3 * theta], [-theta], [1.0]])
+    grads = []
+    for way in ("reference", name):
+        own = x.clone().requires_grad_()
+        with kernels.use(way):
+            ternary_lif(own, 1, threshold=theta, surrogate=surrogate).sum().backward()
+        grads.append(own.grad)
+    assert grads[0].isfinite().all()
+    torch.testing.assert_close(*grads)
 
 
 def test_unknown_way() -> None:

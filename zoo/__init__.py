@@ -105,8 +105,11 @@ def load(
         lightning_tspike.folder.FolderError: The folder is incomplete, damaged or was changed.
         lightning_tspike.checkpoint.CheckpointError: The file is no checkpoint.
     """
+    import torch
+
     network, _ = load_with_config(name_or_path, folded=folded, precision=precision)
-    return network.to(device=device, dtype=dtype)
+    with torch.inference_mode(False):
+        return network.to(device=device, dtype=dtype)
 
 
 def load_with_config(
@@ -378,6 +381,8 @@ def _read(
 
 
 def _load_checkpoint(path: Path, *, folded: bool, precision: Precision | None) -> tuple[SpikingNetwork, dict[str, Any]]:
+    import torch
+
     from ..checkpoint import read_checkpoint
     from ..fold import fold
     from ..folder import timm_cfg
@@ -386,7 +391,8 @@ def _load_checkpoint(path: Path, *, folded: bool, precision: Precision | None) -
     if precision not in (None, "float32"):
         raise ZooError(f"{path} is a checkpoint, whose weights are float32: precision={precision!r} is for folders")
     saved = read_checkpoint(path)
-    network = fold(saved.network)[0] if folded else saved.network.eval()
+    with torch.inference_mode(False):
+        network = fold(saved.network)[0] if folded else saved.network.eval()
     facts: dict[str, Any] = {"preprocessing": saved.preprocessing, "label_names": saved.label_names}
     config = describe(network, weights={}, unfolded=None, **facts)
     network.pretrained_cfg = timm_cfg(config)

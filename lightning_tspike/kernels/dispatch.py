@@ -15,7 +15,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..plain import is_plain
 from . import loops, native
+from .compiled import compiler
 from .layout import Neuron
 
 __all__ = ["NAMES", "can_compile", "choose", "implementation", "use"]
@@ -31,7 +33,8 @@ def use(name: str) -> Iterator[None]:
 
     Args:
         name: ``"native"``, ``"triton"``, ``"loops"``, or ``"reference"``: the equations of
-            :mod:`lightning_tspike.functional`, differentiated by autograd.
+            :mod:`lightning_tspike.functional`, differentiated by autograd, which run in any case where there are no
+            numbers in memory for a kernel to read.
 
     Raises:
         ValueError: There is no such way.
@@ -50,11 +53,11 @@ def choose(x: Tensor, neuron: Neuron) -> str:
     if torch.compiler.is_exporting():
         return "reference"  # what is exported must run where this package is not
     if torch.compiler.is_compiling():
-        return "operator"
+        return "reference" if torch._C._are_functorch_transforms_active() else "operator"
+    if not is_plain(x) or x.numel() == 0:
+        return "reference"
     if (name := _override.get()) is not None:
         return name
-    if torch.jit.is_tracing() or type(x) not in (Tensor, torch.nn.Parameter) or x.numel() == 0:
-        return "reference"  # nothing to be fast at; more, or less, than numbers in memory
     if x.device.type == "cuda" and _has_triton():
         return "triton"
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -78,7 +81,7 @@ def can_compile(device: str) -> bool:
     On the CPU that is a C++ compiler, on GPUs Triton, which calls a C compiler.
     """
     if device == "cpu":
-        return native.compiler() is not None
+        return compiler() is not None
     names = (os.environ.get("CC"), "gcc", "clang", "cc")
     has_compiler = any(name and shutil.which(name) for name in names)
     return importlib.util.find_spec("triton") is not None and has_compiler

@@ -1,19 +1,15 @@
 """The neuron on processors: native.cpp, compiled once by the machine's C++ compiler, called through ctypes.
 
-Nothing depends on a compiler: without one :mod:`lightning_tspike.kernels.loops` does the same. The library is kept in
-``$XDG_CACHE_HOME/lightning-tspike`` (default ``~/.cache``), under a name that its source, flags and compiler determine.
+Nothing depends on a compiler: without one :mod:`lightning_tspike.kernels.loops` does the same.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
+import math
 import subprocess
-import tempfile
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .compiled import compiler, load
 from .layout import Layout, Neuron, dense, dense_like
 
-__all__ = ["backward", "compiler", "forward", "library"]
+__all__ = ["backward", "forward", "library"]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = (
@@ -37,7 +34,9 @@ _VECTORS = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"),
 }
 _REAL = {torch.float32: "float", torch.float64: "double"}
-_TILE = 4096  # neurons that a thread takes at a time
+_TILE = 4096  # neurons that a thread takes at a time, ...
+_WIDTH = 512  # ... with at most so many channels side by side, each of which has sums of its own
+_FEW = 32  # maps of so many places, one block of the kernel, or fewer
 
 
 class _Neuron(ctypes.Structure):
@@ -56,8 +55,9 @@ class _Neuron(ctypes.Structure):
 def forward(x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor | float, neuron: Neuron) -> Tensor:
     """Spikes a * s, [T*B, ...]; arguments as in :func:`lightning_tspike.kernels.run`."""
     given, x = x, dense(x.to(threshold.dtype))
-    _, struct = _describe(x, amplitude, threshold, decay, neuron)
     out = neuron.empty_output(x)
+    x, amplitude, threshold = _few_places(x, amplitude, threshold)
+    _, struct = _describe(x, amplitude, threshold, decay, neuron)
     library(neuron, x.dtype).neuron_forward(ctypes.byref(struct), *_pointers(x, amplitude, threshold, out))
     return out.to(given.dtype)
 
@@ -73,16 +73,30 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients towards x, amplitude, threshold and decay; None for those of the last three that ``needs`` denies."""
     given, x = x, dense(x.to(threshold.dtype))
-    layout, struct = _describe(x, amplitude, threshold, decay, neuron)
     grad = dense_like(grad.to(x.dtype), x)
     grad_x = torch.empty_like(x)
+    values = amplitude, threshold
+    x, amplitude, threshold = _few_places(x, amplitude, threshold)
+    layout, struct = _describe(x, amplitude, threshold, decay, neuron)
     blocks, strips = -(-layout.rows // struct.tile_rows), -(-layout.columns // struct.tile_columns)
     sums = torch.zeros(3, blocks, layout.columns if layout.channels == "column" else strips, dtype=torch.float64)
     takes_all = needs[1] or needs[2]
     library(neuron, x.dtype).neuron_backward(
         ctypes.byref(struct), *_pointers(x, amplitude, threshold, grad, grad_x, sums), ctypes.c_int32(takes_all)
     )
-    return grad_x.to(given.dtype), *layout.gradients(sums, amplitude, threshold, needs)
+    *to_values, to_decay = layout.gradients(sums, amplitude, threshold, needs)
+    # each channel's gradient is the sum over its places
+    to_values = [g if g is None else g.view(*v.shape, -1).sum(-1) for g, v in zip(to_values, values, strict=True)]
+    return grad_x.to(given.dtype), *to_values, to_decay
+
+
+def _few_places(x: Tensor, amplitude: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Small maps whose channels differ, as vectors of C*H*W channels: loops over a map of its own would be short."""
+    places = math.prod(x.shape[2:])
+    if x.ndim == 2 or places > _FEW or not x.is_contiguous() or amplitude.ndim == threshold.ndim == 0:
+        return x, amplitude, threshold
+    amplitude, threshold = (v.repeat_interleave(places) if v.ndim else v for v in (amplitude, threshold))
+    return x.flatten(1), amplitude, threshold
 
 
 def _describe(
@@ -90,13 +104,14 @@ def _describe(
 ) -> tuple[Layout, _Neuron]:
     layout = Layout.of(x, neuron.batch(x), amplitude, threshold)
     by_column = layout.channels == "column"
+    tile_columns = min(_WIDTH if by_column else _TILE, layout.columns)
     struct = _Neuron(
         timesteps=neuron.timesteps,
         x_step=0 if neuron.static_input else layout.rows * layout.columns,
         rows=layout.rows,
         columns=layout.columns,
-        tile_rows=max(1, _TILE // layout.columns) if by_column else 1,
-        tile_columns=min(_TILE, layout.columns),
+        tile_rows=_TILE // tile_columns if by_column else 1,
+        tile_columns=tile_columns,
         amplitudes=amplitude.numel(),
         thresholds=threshold.numel(),
         channels=layout.count,
@@ -116,69 +131,40 @@ def library(neuron: Neuron, dtype: torch.dtype) -> Any:
     return _library(dtype, neuron.reset, neuron.detach_reset, neuron.surrogate)
 
 
-def compiler() -> str | None:
-    """Path of the machine's C++ compiler: ``$CXX``, ``c++``, ``g++`` or ``clang++``; None where there is none."""
-    names = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+@functools.cache
+def _library(dtype: torch.dtype, reset: str, detach_reset: bool, surrogate: str) -> ctypes.CDLL | None:
+    """The compiled library for one kind of neuron; None where it cannot be had."""
+    kind = (
+        f"-DREAL={_REAL[dtype]}", f"-DSOFT={int(reset == 'soft')}", f"-DDETACH={int(detach_reset)}",
+        f"-DSURROGATE={surrogate.upper()}",
+    )  # fmt: skip
+    with _compiling:
+        if (cxx := _compiler()) is None or cxx in _failed:
+            return None
+        try:
+            vectors = _VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())
+            return load(_SOURCE, cxx, (*_FLAGS, *vectors, *kind))
+        except (OSError, subprocess.SubprocessError) as error:
+            _failed.add(cxx)  # it may have taken half a minute, which no other kind of neuron shall wait for again
+            warnings.warn(
+                f"the neuron's kernel could not be compiled by {' '.join(cxx)}: on the CPU neurons run without it, "
+                f"several times slower; results are the same. It said: {getattr(error, 'stderr', None) or error}",
+                stacklevel=2,
+            )
+            return None
+
+
+_compiling = threading.Lock()
+_failed: set[tuple[str, ...]] = set()  # compilers that did not do it in this process
 
 
 @functools.cache
-def _command() -> tuple[str, ...] | None:
-    """The compiler and its flags, or None where neurons must do without."""
+def _compiler() -> tuple[str, ...] | None:
+    """The compiler, or None where neurons must do without, which is said once."""
     if (cxx := compiler()) is None:
         warnings.warn(
             "no C++ compiler was found ($CXX, c++, g++, clang++): on the CPU neurons run without one, several times "
             "slower; results are the same",
             stacklevel=2,
         )
-        return None
-    return cxx, *_FLAGS, *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())
-
-
-@functools.cache
-def _library(dtype: torch.dtype, reset: str, detach_reset: bool, surrogate: str) -> ctypes.CDLL | None:
-    """The compiled library for one kind of neuron; None where it cannot be had."""
-    if (command := _command()) is None:
-        return None
-    kind = (
-        f"-DREAL={_REAL[dtype]}", f"-DSOFT={int(reset == 'soft')}", f"-DDETACH={int(detach_reset)}",
-        f"-DSURROGATE={surrogate.upper()}",
-    )  # fmt: skip
-    try:
-        return ctypes.CDLL(str(_compiled(*command, *kind)))
-    except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(
-            f"the neuron's kernel could not be compiled by {command[0]}: on the CPU neurons run without it, several "
-            f"times slower; results are the same. It said: {getattr(error, 'stderr', None) or error}",
-            stacklevel=2,
-        )
-        return None
-
-
-def _compiled(cxx: str, *flags: str) -> Path:
-    """Path of the library; it is compiled where the cache does not have it, in one to two seconds."""
-    identity = (_SOURCE.read_bytes(), flags, cxx, os.path.getmtime(cxx), platform.machine())
-    name = f"native-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-tspike"
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder))
-    except (OSError, RuntimeError):  # no home, or none that can be written to: for this process alone
-        folder = scratch = Path(tempfile.mkdtemp(prefix="lightning-tspike-"))
-    if (folder / name).exists():
-        scratch.rmdir()
-        return folder / name
-    try:
-        # Linked without OpenMP: torch has loaded one already, whose threads torch.set_num_threads governs. A second
-        # one would fight it for the cores.
-        for command in (
-            [cxx, *flags, "-c", str(_SOURCE), "-o", str(scratch / "native.o")],
-            [cxx, "-shared", str(scratch / "native.o"), "-o", str(scratch / name)],
-        ):
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-        os.replace(scratch / name, folder / name)
-    finally:
-        (scratch / "native.o").unlink(missing_ok=True)
-        if scratch != folder:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return folder / name
+    return cxx
