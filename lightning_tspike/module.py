@@ -341,7 +341,8 @@ class TernarySNNModule(L.LightningModule):
         optimizer = create_optimizer_v2(
             self.network, hp["opt"], lr=hp["lr"], weight_decay=hp["weight_decay"], momentum=hp["momentum"]
         )
-        optimizer.register_load_state_dict_pre_hook(reshape_scalars)
+        loads: Any = getattr(optimizer, "_base_optimizer", optimizer)  # timm's Lookahead leaves it to another
+        loads.register_load_state_dict_pre_hook(reshape_scalars)
         if hp["sched"] == "none":
             return optimizer
         if hp["sched"] == "plateau":

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from lightning_tspike import SpikingNetwork
 from lightning_tspike.calibration import RIDGE, calibrate
+from lightning_tspike.calls import running
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.fold import fold
 from lightning_tspike.models import NetworkConfig, create_network
-from lightning_tspike.calls import running
 from lightning_tspike.ternarize import ternarize
 
 

@@ -1,4 +1,4 @@
-"""What a call is about (its time steps, still images or frames) is known to its layers, whoever else uses the network."""
+"""What a call is about (time steps, still images or frames) is known to its layers, whoever else uses the network."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_threads_share_a_network(lively: Build, switching: None) -> None:
 
 @pytest.mark.parametrize("memory", ["full", "packed", "lean"])
 def test_threads_train_a_network(lively: Build, switching: None, memory: Any) -> None:
-    """Each takes gradients of its own; statistics of batch norms stand still, as they would differ from call to call."""
+    """Each takes gradients of its own; statistics of batch norms stand still."""
     network = lively("tspike_vgg_small", num_classes=5, timesteps=4).train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
