@@ -29,7 +29,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from .functional import per_channel
-from .graph import trace
 from .hooks import watched
 from .neurons import SpikingNeuron
 from .operations import NORMS, Kind, absorbs, channel_axis, count_owners, kind_of, layer_of
@@ -83,7 +82,7 @@ def calibrate(network: SpikingNetwork, ann: nn.Module, images: Tensor) -> dict[s
     if images.ndim != 4 or len(images) < 2:
         raise ValueError(f"calibration needs two or more still images [B, C, H, W], got shape {tuple(images.shape)}")
     copy_weights(network, ann)
-    graph = trace(network.model, network.fold_time(images[:1]))
+    graph = network.trace(images[:1])
     calls = Counter(module for _, module in _calls(graph, network.model))
     owners = count_owners(network.model)
     own = {name: m for name, m in network.model.named_modules() if calls[m] == 1 and absorbs(m, owners)}
@@ -290,7 +289,7 @@ def _search(neuron: SpikingNeuron, x: Tensor, target: Tensor, *, is_shifted: boo
             if learned is not None and learned in tied:
                 amplitude = learned.abs()
             else:
-                dims = 0 if learned is not None and learned.ndim else (0, 1)
+                dims = 0 if learned is not None and learned.numel() > 1 else (0, 1)
                 above, below = (m.gather(0, pick).sum(dims) for m in (covariance, variance))
                 amplitude = (above / below.clamp_min(1e-12)).clamp_min(1e-3)
             losses = amplitude.square() * variance - 2 * amplitude * covariance

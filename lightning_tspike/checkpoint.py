@@ -12,7 +12,7 @@ import torch
 from .models import NetworkConfig, create_network
 from .ternarize import SpikingNetwork
 
-__all__ = ["LABEL_NAMES", "PREPROCESSING", "CheckpointError", "SavedNetwork", "read_checkpoint"]
+__all__ = ["LABEL_NAMES", "PREPROCESSING", "CheckpointError", "SavedNetwork", "read_checkpoint", "reshape_scalars"]
 
 PREPROCESSING = "preprocessing"
 """Key under which TernarySNNModule saves the datamodule's ``preprocessing``."""
@@ -76,6 +76,28 @@ def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> Sa
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the network that it describes, {config}: {error}") from error
     return SavedNetwork(network, saved.get(PREPROCESSING), saved.get(LABEL_NAMES))
+
+
+def reshape_scalars(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state of an older checkpoint, where what neurons learn for a layer was a scalar and is now [1].
+
+    Args:
+        optimizer: That is about to load it.
+        state_dict: The state; it is left as it is.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+    if len(keys) != len(parameters):
+        return state_dict  # the optimizer says what is wrong
+    state = dict(state_dict["state"])
+    for key, parameter in zip(keys, parameters, strict=True):
+        if parameter.shape == (1,) and key in state:
+            state[key] = {
+                # "step" counts steps, it is a scalar for every parameter
+                name: v.reshape(1) if isinstance(v, torch.Tensor) and v.ndim == 0 and name != "step" else v
+                for name, v in state[key].items()
+            }
+    return {**state_dict, "state": state}
 
 
 def _config(hyper_parameters: Mapping[str, Any], path: Path) -> NetworkConfig:

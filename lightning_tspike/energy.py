@@ -146,8 +146,6 @@ def measure_energy(
     counts = _operations(network, images)
     single = copy.deepcopy(network)  # one time step is one pass of the ANN
     single.timesteps = 1
-    for neuron in single.neurons().values():
-        neuron.timesteps = 1
     passes = images.shape[1] if images.ndim == 5 else 1
     dense = _operations(single, images[:1] if images.ndim == 4 else images[:1, :1])
     layers = tuple(

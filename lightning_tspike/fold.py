@@ -41,7 +41,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from .gauge import GaugeClasses, TrainingScales
-from .graph import TraceError, trace
+from .graph import TraceError
 from .hooks import Look, watching
 from .neurons import SpikingNeuron
 from .operations import NORMS, WEIGHTED, sums_whole_windows
@@ -91,7 +91,7 @@ def fold(
         example = torch.randn(2, *network.input_size, generator=generator, dtype=torch.float64)
     example = example.detach().to("cpu", torch.float64)
     try:
-        graph = trace(folded.model, folded.fold_time(example[:1]))
+        graph = folded.trace(example[:1])
     except TraceError as error:
         raise FoldError(f"cannot fold: {error}") from error
     cancelled = TrainingScales(graph, folded.model).cancelled()
@@ -187,10 +187,12 @@ def _absorb(classes: GaugeClasses) -> None:
 
 def _absorb_in_neuron(neuron: SpikingNeuron, g_in: Tensor, g_out: Tensor) -> None:
     threshold = _simplest(neuron.firing_threshold / g_in)
-    neuron.threshold = nn.Parameter(threshold) if isinstance(neuron.threshold, nn.Parameter) else threshold
+    neuron.threshold = (
+        nn.Parameter(torch.atleast_1d(threshold)) if isinstance(neuron.threshold, nn.Parameter) else threshold
+    )
     if neuron.raw_amplitude is not None:
         rest = _simplest(neuron.amplitude / g_out)
-        neuron.raw_amplitude = None if bool((rest == 1).all()) else nn.Parameter(rest)
+        neuron.raw_amplitude = None if bool((rest == 1).all()) else nn.Parameter(torch.atleast_1d(rest))
 
 
 def _absorb_in_weights(layer: Any, g_in: Tensor, g_out: Tensor) -> None:

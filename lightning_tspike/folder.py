@@ -187,6 +187,9 @@ def read_folder(
     network = _build(config, path / CONFIG, numbers_in(file))
     weights = read_weights(file)
     _shape_neurons(network, config["amplitudes"], weights)
+    for name, parameter in network.model.named_parameters():  # older folders have scalars
+        if parameter.shape == (1,) and name in weights and weights[name].ndim == 0:
+            weights[name] = weights[name].reshape(1)
     _check_weights(weights, network.model.state_dict(), path)
     network.model.load_state_dict(weights)
     network.pretrained_cfg = timm_cfg(config)
@@ -294,7 +297,7 @@ def _shape_neurons(network: SpikingNetwork, amplitudes: list[str], weights: Mapp
             neuron.threshold = nn.Parameter(new) if isinstance(neuron.threshold, nn.Parameter) else new
         neuron.raw_amplitude = None
         if name in amplitudes:
-            shape = raw_amplitude.shape if raw_amplitude is not None and raw_amplitude.ndim == 1 else ()
+            shape = raw_amplitude.shape if raw_amplitude is not None and raw_amplitude.ndim == 1 else (1,)
             neuron.raw_amplitude = nn.Parameter(torch.ones(shape))
 
 

@@ -9,30 +9,31 @@ and on :class:`lightning_tspike.ternarize.SpikingNetwork` says what becomes of t
              pool for its own) keeps them at 2 bits each, unpacked when they are needed: the same numbers.
 ``"lean"``   In addition a block of layers keeps its input alone, packed where that is spikes, and is computed again in
              the backward pass. Batch norms move their running statistics once, random numbers are drawn again as they
-             were.
+             were. What would make that another computation is refused: weights that were changed in between, layers
+             that were switched between training and evaluation, ``torch.func.functional_call``.
 ============ ==========================================================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from threading import RLock
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import get_device_states, set_device_states
+from torch.utils.checkpoint import checkpoint
 
-from .hooks import unwatched, watching
+from .calls import Call, current, running
 from .kernels import is_dense, per_channel
 from .neurons import SpikingNeuron
 
 if TYPE_CHECKING:
-    from .ternarize import SpikingNetwork
+    from .network import SpikingNetwork
 
 __all__ = ["MEMORY", "Memory", "PackedSpikes", "keeping"]
 
@@ -67,13 +68,13 @@ class PackedSpikes:
 
 
 @contextmanager
-def keeping(network: SpikingNetwork) -> Iterator[None]:
-    """Run ``network`` within, keeping for its backward pass what ``network.memory`` says."""
-    if network.memory == "full" or not torch.is_grad_enabled():
+def keeping(network: SpikingNetwork, call: Call) -> Iterator[None]:
+    """Run ``network`` within, as ``call``, keeping for its backward pass what ``network.memory`` says."""
+    if network.memory == "full" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         yield
         return
+    call.on_spikes = _mark
     with ExitStack() as stack:
-        stack.enter_context(watching(network.neurons(), _mark))
         if network.memory == "lean":
             stack.enter_context(_recomputing(network.model))
         stack.enter_context(_KeepPacked())
@@ -89,7 +90,7 @@ class _Mark:
         self.packed: PackedSpikes | None = None  # made once, however many layers keep it
 
 
-def _mark(_name: str, neuron: Any, _x: Any, spikes: Tensor) -> None:
+def _mark(neuron: SpikingNeuron, spikes: Tensor) -> None:
     """Mark what a neuron sends: the numbers of ``amplitude`` are those of now, whatever the optimizer does later."""
     amplitude = neuron.amplitude
     amplitude = amplitude.detach().clone() if isinstance(amplitude, Tensor) else spikes.new_full((), amplitude)
@@ -116,48 +117,80 @@ class _KeepPacked(TorchFunctionMode):
         mark = _mark_of(x)
         if mark is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
-
-        spikes = [x]
-
-        def pack(saved: Tensor) -> Tensor | PackedSpikes:
-            # what is saved is another Tensor object, but the same memory in the same order
-            same = spikes[0]
-            is_same = (saved.data_ptr(), saved.shape, saved.stride()) == (same.data_ptr(), same.shape, same.stride())
-            # and nothing has been written to it, as a function that works in place does
-            return _packed(same, mark) if is_same and same._version == mark.version else saved
-
-        with saved_tensors_hooks(pack, lambda kept: kept.unpack() if isinstance(kept, PackedSpikes) else kept):
+        with _packing(x, mark):
             out = func(*args, **kwargs)
-        spikes.clear()  # autograd keeps the hook, which must not keep the spikes
         if func in _MAX_POOLS and isinstance(out, Tensor) and is_dense(out):
             out._spikes = _Mark(out, mark.amplitude)  # type: ignore[attr-defined]
         return out
 
 
 @contextmanager
+def _packing(spikes: Tensor, mark: _Mark) -> Iterator[None]:
+    """Whatever is saved of marked ``spikes`` within is saved packed; but activation checkpointing saves as it likes."""
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        yield
+        return
+    looked_at = [spikes]
+
+    def pack(saved: Tensor) -> PackedSpikes | tuple[Tensor, int]:
+        # what is saved is another Tensor object, but the same memory in the same order
+        same = looked_at[0]
+        is_same = (saved.data_ptr(), saved.shape, saved.stride()) == (same.data_ptr(), same.shape, same.stride())
+        # and nothing has been written to it, as a function that works in place does
+        return _packed(same, mark) if is_same and same._version == mark.version else (saved, saved._version)
+
+    with saved_tensors_hooks(pack, _unpack):
+        yield
+    looked_at.clear()  # autograd keeps the hook, which must not keep the spikes
+
+
+def _unpack(kept: PackedSpikes | tuple[Tensor, int]) -> Tensor:
+    if isinstance(kept, PackedSpikes):
+        return kept.unpack()
+    saved, version = kept
+    if saved._version != version:  # autograd looks at that itself only where there are no hooks
+        raise RuntimeError(_CHANGED)
+    return saved
+
+
+_CHANGED = (
+    "one of the variables needed for gradient computation has been modified by an inplace operation: weights or inputs "
+    "were changed between the forward pass and backward()"
+)
+
+_replacing = RLock()  # of the whole process
+
+
+@contextmanager
 def _recomputing(model: nn.Module) -> Iterator[None]:
-    """Let the blocks of ``model`` keep their inputs alone while the block lasts."""
-    with ExitStack() as stack:
-        for module, parts in list(_blocks(model)):
+    """Let the blocks of ``model`` keep their inputs alone while the block lasts.
+
+    Their ``forward`` is replaced meanwhile, so such calls take turns. Threads that run without gradients, or run layers
+    again in a backward pass, need not wait: what stands there calls the blocks' own ``forward`` for them.
+    """
+    with _replacing, ExitStack() as stack:
+        for module, parts in dict(_blocks(model)).items():
             stack.callback(_restore_forward, module, vars(module).get("forward"))
             module.forward = _one_by_one([_recomputed(part, part.forward) for part in parts], module.forward)
         yield
 
 
 def _restore_forward(module: nn.Module, own: Callable[..., Any] | None) -> None:
-    del module.forward
-    if own is not None:
+    if own is None:
+        del module.forward
+    else:
         module.forward = own
 
 
-def _one_by_one(parts: list[Callable[[Tensor], Tensor]], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """``forward`` by its parts, where it is called with one tensor alone."""
+def _one_by_one(parts: list[Callable[..., Any]], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward`` by its parts, where gradients are recorded, and not within another block or checkpoint."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             return forward(*args, **kwargs)
-        x = args[0]
-        for part in parts:
+        first, *others = parts
+        x = first(*args, **kwargs)
+        for part in others:
             x = part(x)
         return x
 
@@ -202,47 +235,70 @@ def _has_neurons(module: nn.Module) -> bool:
     return any(isinstance(m, SpikingNeuron) for m in module.modules())
 
 
-def _recomputed(block: nn.Module, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    parameters = [p for p in block.parameters() if p.requires_grad]
-    return lambda x: _Recomputed.apply(x, _mark_of(x), block, forward, *parameters)
+def _recomputed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    writes = any(getattr(module, "inplace", False) for module in block.modules())
+
+    def on_copies(*args: Any, **kwargs: Any) -> Any:
+        return forward(*(arg.clone() if isinstance(arg, Tensor) else arg for arg in args), **kwargs)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        now, call = _State(block), current()
+
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            return nullcontext(), _again(block, now, call)
+
+        mark = _mark_of(args[0]) if args else None
+        with nullcontext() if mark is None else _packing(args[0], mark):
+            return checkpoint(
+                on_copies if writes else forward, *args, use_reentrant=False, context_fn=contexts, **kwargs
+            )
+
+    return run
 
 
-class _Recomputed(torch.autograd.Function):
-    """x, its mark, a block, its forward and its parameters -> what the block gives."""
+class _State:
+    """What a block must still have when it runs again: the same weights and the same modes."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, mark: _Mark | None, block: nn.Module, forward: Callable[[Tensor], Tensor], *params: Tensor
-    ) -> Tensor:
-        kind = x.device.type
-        ctx.block, ctx.run, ctx.params = block, forward, params
-        ctx.autocast = {
-            "device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)
-        }  # fmt: skip
-        ctx.random = torch.get_rng_state(), *get_device_states(x)
-        ctx.packed = None if mark is None else _packed(x, mark)
-        # parameters, too, so that autograd refuses to go on where they have been changed in between
-        ctx.save_for_backward(*params, *([] if ctx.packed else [x]))
-        return forward(x)
+    def __init__(self, block: nn.Module) -> None:
+        self.weights = [(p, p._version) for p in block.parameters()]
+        self.modes = [module.training for module in block.modules()]
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        x = ctx.packed.unpack() if ctx.packed else saved[-1].detach()
-        x.requires_grad_(ctx.needs_input_grad[0])
-        cpu_state, devices, states = ctx.random
-        buffers = [(buffer, buffer.clone()) for buffer in ctx.block.buffers()]
-        with torch.random.fork_rng(devices), torch.autocast(**ctx.autocast), torch.enable_grad(), unwatched():
-            torch.set_rng_state(cpu_state)
-            set_device_states(devices, states)
-            out = ctx.run(x)
-        wanted = [t for t in (x, *ctx.params) if t.requires_grad]
-        grads = iter(torch.autograd.grad(out, wanted, grad, allow_unused=True))
-        for buffer, before in buffers:  # running statistics have moved in the forward pass
-            buffer.copy_(before)
-        first = next(grads) if x.requires_grad else None
-        return first, None, None, None, *grads
+    def check(self, block: nn.Module) -> None:
+        weights = list(block.parameters())
+        if [id(p) for p in weights] != [id(p) for p, _ in self.weights]:
+            raise RuntimeError(
+                "memory='lean' runs blocks again in the backward pass, but their parameters are other ones now "
+                "(torch.func.functional_call?): set network.memory to 'packed'"
+            )
+        if [p._version for p in weights] != [version for _, version in self.weights]:
+            raise RuntimeError(_CHANGED)
+        if [module.training for module in block.modules()] != self.modes:
+            raise RuntimeError(
+                "memory='lean' runs blocks again in the backward pass, but train() or eval() was called in between: "
+                "call backward() first, or set network.memory to 'packed'"
+            )
+
+
+@contextmanager
+def _again(block: nn.Module, before: _State, call: Call | None) -> Iterator[None]:
+    """Run a block again within, as part of ``call``; its buffers stay as they are."""
+    before.check(block)
+    with running(call), _CopiesOf(block):
+        yield
+
+
+class _CopiesOf(TorchFunctionMode):
+    """Torch functions get copies of a block's buffers: running statistics have moved in the forward pass."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.copies = {id(buffer): buffer.clone() for module in block.modules() if module.training
+                       for buffer in module.buffers(recurse=False)}  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        copies = self.copies
+        args = tuple(copies.get(id(arg), arg) for arg in args)
+        return func(*args, **{name: copies.get(id(value), value) for name, value in (kwargs or {}).items()})
 
 
 def _table(device: torch.device, dtype: torch.dtype) -> Tensor:

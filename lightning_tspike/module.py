@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from . import functional
 from .calibration import copy_weights
-from .checkpoint import LABEL_NAMES, PREPROCESSING
+from .checkpoint import LABEL_NAMES, PREPROCESSING, reshape_scalars
 from .kernels import can_compile
 from .losses import distillation_loss, membrane_regularization, tet_loss
 from .memory import Memory
@@ -209,7 +209,8 @@ class TernarySNNModule(L.LightningModule):
 
         Args:
             name_or_path: As for :func:`lightning_tspike.zoo.load`. The network before folding is loaded.
-            options: Of the training, such as ``lr``; ``num_classes``, where it differs, gives a fresh classifier.
+            options: Of the training, such as ``lr``; ``num_classes``, where it differs, gives a fresh classifier, and
+                ``timesteps`` may be any, as weights fit every number of time steps.
 
         Raises:
             ValueError: An option would change the network otherwise.
@@ -220,7 +221,8 @@ class TernarySNNModule(L.LightningModule):
 
         network, config = zoo.load_with_config(name_or_path, folded=False)
         shape = config["network"]
-        if changed := sorted(k for k in shape.keys() & options if k != "num_classes" and options[k] != shape[k]):
+        free = ("num_classes", "timesteps")
+        if changed := sorted(k for k in shape.keys() & options if k not in free and options[k] != shape[k]):
             raise ValueError(
                 f"{name_or_path} has {', '.join(f'{k}={shape[k]!r}' for k in changed)}, which its weights depend on: "
                 f"leave {', '.join(changed)} out, or train a new network"
@@ -332,12 +334,15 @@ class TernarySNNModule(L.LightningModule):
         checkpoint[LABEL_NAMES] = None if names is None else [str(name) for name in names]
         # the weights are here: who loads them must not fetch the ANN's again
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["pretrained"] = False
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["timesteps"] = self.network.timesteps  # may have been set since
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hp = self.hparams
         optimizer = create_optimizer_v2(
             self.network, hp["opt"], lr=hp["lr"], weight_decay=hp["weight_decay"], momentum=hp["momentum"]
         )
+        loads: Any = getattr(optimizer, "_base_optimizer", optimizer)  # timm's Lookahead leaves it to another
+        loads.register_load_state_dict_pre_hook(reshape_scalars)
         if hp["sched"] == "none":
             return optimizer
         if hp["sched"] == "plateau":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
 from . import functional
+from .calls import call_of
 from .surrogate import SURROGATES
 
 __all__ = [
@@ -63,13 +64,15 @@ class SpikingNeuron(nn.Module):
         ValueError: An argument is outside its range; the message names it.
 
     Attributes:
-        raw_amplitude: The learned parameter, shape [] or [C], or None; the amplitude is its absolute value, so that it
+        raw_amplitude: The learned parameter, shape [1] or [C], or None; the amplitude is its absolute value, so that it
             never gets negative, whatever the optimizer does.
-        raw_decay: The learned parameter, shape [], or None; tau is its sigmoid.
-        threshold: Shape [], or [C] after folding; a parameter where it is learned, otherwise a buffer. Its absolute
-            value is theta, :attr:`firing_threshold`.
-        static_input: True where the input is [B, ...], the same at every time step (set by :class:`SpikingNetwork` on
-            the first neurons behind a still image); the neuron then repeats it T times.
+        raw_decay: The learned parameter, shape [1], or None; tau is its sigmoid.
+        threshold: A parameter, shape [1], where it is learned, otherwise a buffer, shape []; [C] after folding. Its
+            absolute value is theta, :attr:`firing_threshold`.
+        is_encoder: Whether it ends the static prefix of a :class:`lightning_tspike.ternarize.SpikingNetwork`: in a call
+            with still images its input is [B, ...].
+
+    No parameter is a scalar, because FSDP2 shards parameters along a dimension; scalars of older files are loaded.
 
     To look at membrane potentials, register an ordinary forward hook and call :meth:`membrane_potential` on the hook's
     input (under ``torch.no_grad`` where no gradient is wanted); without a hook they cost nothing.
@@ -105,34 +108,58 @@ class SpikingNeuron(nn.Module):
             detach_reset=detach_reset,
             surrogate=surrogate,
         )
-        self.timesteps = timesteps
+        self._timesteps = timesteps
         self.reset = reset
         self.detach_reset = detach_reset
         self.surrogate = surrogate
-        self.static_input = False
+        self.is_encoder = False
+        self._static_input = False
         self._decay = float(decay)
-        start = torch.tensor(float(decay))
-        self.raw_decay = nn.Parameter(start.logit()) if learn_decay else None
+        self.raw_decay = nn.Parameter(torch.tensor([float(decay)]).logit()) if learn_decay else None
         if learn_threshold:
-            self.threshold = nn.Parameter(torch.tensor(float(threshold)))
+            self.threshold = nn.Parameter(torch.tensor([float(threshold)]))
         else:
             self.register_buffer("threshold", torch.tensor(float(threshold)))
         self.raw_amplitude = None if amplitude == "fixed" else nn.Parameter(_ones(amplitude, channels))
 
     @property
+    def timesteps(self) -> int:
+        """Number of time steps T; within a call of a network that call's. Can be set."""
+        call = call_of(self)
+        return self._timesteps if call is None else call.timesteps
+
+    @timesteps.setter
+    def timesteps(self, timesteps: int) -> None:
+        check_timesteps(timesteps)
+        self._timesteps = timesteps
+
+    @property
+    def static_input(self) -> bool:
+        """Whether the input is [B, ...], the same at every time step, so that the neuron repeats it T times.
+
+        Within a call of a network that says so. Can be set for a neuron that is run by itself.
+        """
+        call = call_of(self)
+        return self._static_input if call is None else call.is_static and self.is_encoder
+
+    @static_input.setter
+    def static_input(self, static_input: bool) -> None:
+        self._static_input = static_input
+
+    @property
     def amplitude(self) -> Tensor | float:
         """Spike amplitude a: a tensor of shape [] or [C] that carries a gradient where it is learned, else 1.0."""
-        return 1.0 if self.raw_amplitude is None else _positive(self.raw_amplitude)
+        return 1.0 if self.raw_amplitude is None else _scalar(_positive(self.raw_amplitude))
 
     @property
     def decay(self) -> Tensor | float:
         """Membrane decay tau: a tensor of shape [] that carries a gradient where it is learned, else a number."""
-        return self._decay if self.raw_decay is None else self.raw_decay.sigmoid()
+        return self._decay if self.raw_decay is None else _scalar(self.raw_decay.sigmoid())
 
     @property
     def firing_threshold(self) -> Tensor:
         """Firing threshold theta > 0, shape [] or [C]; carries a gradient where it is learned."""
-        return _positive(self.threshold) if isinstance(self.threshold, nn.Parameter) else self.threshold
+        return _scalar(_positive(self.threshold)) if isinstance(self.threshold, nn.Parameter) else self.threshold
 
     def forward(self, x: Tensor) -> Tensor:
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
@@ -141,6 +168,20 @@ class SpikingNeuron(nn.Module):
     def membrane_potential(self, x: Tensor) -> Tensor:
         """Membrane potential [T*B, ...] before firing for the input that ``forward`` got, differentiable as that is."""
         return functional.membrane_potential(x, self.timesteps, is_ternary=self.is_ternary, **self._options())
+
+    def _send(self, spikes: Tensor) -> Tensor:
+        call = call_of(self)
+        if call is not None and call.on_spikes is not None:
+            call.on_spikes(self, spikes)
+        return spikes
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        # what is learned for a layer is a scalar in older files
+        for name, parameter in self._parameters.items():
+            saved = state_dict.get(prefix + name)
+            if parameter is not None and parameter.shape == (1,) and isinstance(saved, Tensor) and saved.ndim == 0:
+                state_dict[prefix + name] = saved.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -153,11 +194,11 @@ class SpikingNeuron(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        kind = "fixed" if self.raw_amplitude is None else "layer" if self.raw_amplitude.ndim == 0 else "channel"
+        kind = "fixed" if self.raw_amplitude is None else "layer" if self.raw_amplitude.numel() == 1 else "channel"
         decay = "learned" if self.raw_decay is not None else self._decay
         threshold = "learned" if isinstance(self.threshold, nn.Parameter) else self.threshold.tolist()
         return (
-            f"timesteps={self.timesteps}, amplitude={kind}, decay={decay}, threshold={threshold}, reset={self.reset}, "
+            f"timesteps={self._timesteps}, amplitude={kind}, decay={decay}, threshold={threshold}, reset={self.reset}, "
             f"detach_reset={self.detach_reset}, surrogate={self.surrogate}"
         )
 
@@ -169,7 +210,7 @@ class TernaryLIF(SpikingNeuron):
 
     def forward(self, x: Tensor) -> Tensor:
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
-        return functional.ternary_lif(x, self.timesteps, self.amplitude, **self._options())
+        return self._send(functional.ternary_lif(x, self.timesteps, self.amplitude, **self._options()))
 
 
 class TernaryIF(TernaryLIF):
@@ -197,7 +238,7 @@ class BinaryLIF(SpikingNeuron):
 
     def forward(self, x: Tensor) -> Tensor:
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
-        return functional.binary_lif(x, self.timesteps, self.amplitude, **self._options())
+        return self._send(functional.binary_lif(x, self.timesteps, self.amplitude, **self._options()))
 
 
 class ComplementedTernaryLIF(TernaryLIF):
@@ -251,8 +292,7 @@ def check_options(timesteps: Any, **options: Unpack[NeuronOptions]) -> None:
     Raises:
         ValueError: One of them is out of range or of another type; the message names it.
     """
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-        raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
+    check_timesteps(timesteps)
     amplitude, decay, threshold = options["amplitude"], options["decay"], options["threshold"]
     if amplitude not in ("layer", "channel", "fixed"):
         raise ValueError(
@@ -273,9 +313,19 @@ def check_options(timesteps: Any, **options: Unpack[NeuronOptions]) -> None:
         raise ValueError(f"surrogate must be one of {sorted(SURROGATES)}, got {options['surrogate']!r}")
 
 
+def check_timesteps(timesteps: Any) -> None:
+    """Check a number of time steps.
+
+    Raises:
+        ValueError: It is no whole number of at least 1.
+    """
+    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
+        raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
+
+
 def _ones(amplitude: str, channels: int | None) -> Tensor:
     if amplitude == "layer":
-        return torch.ones(())
+        return torch.ones(1)
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise ValueError(f"amplitude='channel' needs channels=C, a whole number of at least 1, got {channels!r}")
     return torch.ones(channels)
@@ -284,6 +334,11 @@ def _ones(amplitude: str, channels: int | None) -> Tensor:
 def _positive(raw: Tensor) -> Tensor:
     # abs(), but with a gradient at 0, where an optimizer could otherwise never leave
     return torch.where(raw < 0, -raw, raw)
+
+
+def _scalar(value: Tensor) -> Tensor:
+    # a kernel takes [] or [C]; of one channel it is the same
+    return value.reshape(()) if value.numel() == 1 else value
 
 
 def _is_number(value: Any) -> bool:

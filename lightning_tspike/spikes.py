@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .hooks import watching
 from .ternarize import SpikingNetwork
@@ -80,10 +81,14 @@ def firing_rates(network: SpikingNetwork) -> Iterator[dict[str, FiringRate]]:
 
     @torch.no_grad()
     def count(name: str, neuron: Any, _x: Tensor, spikes: Tensor) -> None:
-        steps = spikes.unflatten(0, (neuron.timesteps, -1)).flatten(1)  # [T, spikes]
-        all_spikes = torch.full((neuron.timesteps,), steps.shape[1], device=spikes.device)
+        timesteps = neuron.timesteps
+        steps = spikes.unflatten(0, (timesteps, -1)).flatten(1)  # [T, spikes]
+        all_spikes = torch.full((timesteps,), steps.shape[1], device=spikes.device)
         new = torch.stack([(steps > 0).sum(1), (steps < 0).sum(1), all_spikes])
-        counts[name] = counts[name] + new if name in counts else new
+        if name in counts:
+            most = max(timesteps, counts[name].shape[1])  # frames may differ in their number
+            new = F.pad(new, (0, most - timesteps)) + F.pad(counts[name], (0, most - counts[name].shape[1]))
+        counts[name] = new
 
     with watching(network.neurons(), count):
         yield rates

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from typing_extensions import Unpack
 
 from .gauge import GaugeClasses, TrainingScales
 from .graph import TraceError, static_encoders, trace
-from .hooks import is_watched
-from .memory import MEMORY, Memory, keeping
+from .network import SpikingNetwork
 from .neurons import NEURONS, NeuronOptions, SpikingNeuron
 from .operations import channel_axis, layer_of
-from .report import NetworkReport
-from .rewrite import Rewrites
-
-if TYPE_CHECKING:
-    from .models.create import NetworkConfig
 
 __all__ = ["ACTIVATIONS", "SpikingNetwork", "ternarize"]
 
@@ -28,150 +20,6 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
 )  # fmt: skip
 """Modules that :func:`ternarize` replaces by neurons. Gates (Sigmoid, Softmax, Hardsigmoid) stay."""
-
-
-class SpikingNetwork(nn.Module):
-    """A network of spiking neurons over T time steps, made by :func:`ternarize`.
-
-    Time is folded into the batch, [T*B, ...] with T outermost, so every stateless layer runs as it is and BatchNorm
-    sees T*B samples. Layers before the first neuron see the B images of a still batch only once.
-
-    Attributes:
-        model: The network, its activations replaced by neurons.
-        timesteps: Number of time steps T.
-        input_size: (C, H, W) of an image or a frame; H and W only serve as an example to trace the network on.
-        encoders: Names of the neurons that end the static prefix; empty where the input must be repeated T times.
-        rewrites: Structural changes by folding since then.
-        config: What :func:`lightning_tspike.models.create_network` built this from; None for a network of your own.
-        pretrained_cfg: Of trained weights, as timm has it: ``architecture``, ``num_classes``, and where they are known
-            ``input_size``, ``mean``, ``std``, ``label_names`` ...; empty otherwise.
-    """
-
-    def __init__(
-        self, model: nn.Module, timesteps: int, *, input_size: tuple[int, int, int], encoders: Sequence[str]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.timesteps = timesteps
-        self.input_size = input_size
-        self.encoders = tuple(encoders)
-        self._memory: Memory = "full"
-        self.config: NetworkConfig | None = None
-        self.rewrites = Rewrites()
-        self.pretrained_cfg: dict[str, Any] = {}
-
-    @property
-    def memory(self) -> Memory:
-        """What a training step keeps for its backward pass: ``"full"``, ``"packed"`` or ``"lean"``; can be set.
-
-        See :mod:`lightning_tspike.memory`; gradients are the same.
-
-        Raises:
-            ValueError: It is set to something else.
-        """
-        return self._memory
-
-    @memory.setter
-    def memory(self, memory: Memory) -> None:
-        if memory not in MEMORY:
-            raise ValueError(f"memory must be one of {MEMORY}, got {memory!r}")
-        self._memory = memory
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes K.
-
-        Raises:
-            AttributeError: The model does not say.
-        """
-        return self.model.num_classes  # type: ignore[return-value]
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one, to train on other classes; timm's models know how.
-
-        Args:
-            num_classes: Their number.
-
-        Raises:
-            ValueError: ``num_classes`` is less than 1, or the model has no ``reset_classifier``.
-        """
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes!r}")
-        reset: Any = getattr(self.model, "reset_classifier", None)
-        if reset is None:
-            raise ValueError(
-                f"{type(self.model).__name__} has no reset_classifier, as timm's models have: replace its head"
-            )
-        reset(num_classes)
-        weight = next(self.model.parameters())
-        self.model.to(device=weight.device, dtype=weight.dtype)  # timm makes the new layer on the CPU, in float32
-        if self.config is not None:
-            self.config = replace(self.config, num_classes=num_classes)
-        self.pretrained_cfg = {k: v for k, v in self.pretrained_cfg.items() if k != "label_names"}
-        if self.pretrained_cfg:
-            self.pretrained_cfg["num_classes"] = num_classes
-
-    def neurons(self) -> dict[str, SpikingNeuron]:
-        """The neurons by their names in ``model``, in the order in which they are registered."""
-        return {name: module for name, module in self.model.named_modules() if isinstance(module, SpikingNeuron)}
-
-    def report(self) -> NetworkReport:
-        """What becomes of each amplitude: learned or not, shared with whom, live or cancelled, folded or kept.
-
-        Raises:
-            TraceError: The model could not be traced.
-        """
-        weight = next(self.parameters(), torch.empty(0))
-        example = torch.zeros(1, *self.input_size, device=weight.device, dtype=weight.dtype)
-        graph = trace(self.model, self.fold_time(example))
-        return NetworkReport.of(GaugeClasses(graph, self.model), TrainingScales(graph, self.model))
-
-    def forward(self, x: Tensor, *, per_step: bool = False) -> Tensor:
-        """Classify still images or sequences of frames.
-
-        Args:
-            x: Images [B, C, H, W], shown at every time step, or frames [B, T, C, H, W].
-            per_step: Return the logits of every time step.
-
-        Returns:
-            Logits [B, K], the mean over time, or [T, B, K] with ``per_step``.
-
-        Raises:
-            ValueError: ``x`` has another number of dimensions, channels or time steps than the network.
-        """
-        with keeping(self):
-            # nn.Module.compile() leaves forward as it is: hooks are called there
-            run = self.model.forward if is_watched() else self.model
-            logits = run(self.fold_time(x))  # [T*B, K]
-        logits = logits.unflatten(0, (self.timesteps, logits.shape[0] // self.timesteps))  # [T, B, K]
-        return logits if per_step else logits.mean(0)
-
-    def fold_time(self, x: Tensor) -> Tensor:
-        """What ``model`` is fed for ``x`` (see ``forward``): [T*B, C, H, W], or [B, C, H, W] before a static prefix."""
-        self._check(x)
-        is_static = x.ndim == 4 and bool(self.encoders)
-        for name in self.encoders:
-            # Set at every call, as train() and eval() set a mode; it must outlast the call, because activation
-            # checkpointing runs the layers again in the backward pass.
-            neuron: Any = self.model.get_submodule(name)
-            if neuron.static_input != is_static:
-                neuron.static_input = is_static
-        if x.ndim == 5:
-            return x.transpose(0, 1).flatten(0, 1)  # [B, T, C, H, W] -> [T*B, C, H, W]
-        return x if is_static else x.repeat(self.timesteps, 1, 1, 1)  # [B, C, H, W] -> [T*B, C, H, W]
-
-    def _check(self, x: Tensor) -> None:
-        channels = self.input_size[0]
-        if x.ndim not in (4, 5) or x.shape[-3] != channels:
-            raise ValueError(
-                f"input must be images [B, {channels}, H, W] or frames [B, T={self.timesteps}, {channels}, H, W], "
-                f"got shape {tuple(x.shape)}; a network for another number of channels is built with in_chans="
-            )
-        if x.ndim == 5 and x.shape[1] != self.timesteps:
-            raise ValueError(
-                f"this network runs {self.timesteps} time steps, got frames for {x.shape[1]} (shape {tuple(x.shape)}); "
-                f"build it with timesteps={x.shape[1]} or bring {self.timesteps} frames"
-            )
 
 
 def ternarize(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lightning_tspike import SpikingNetwork
 from lightning_tspike.calibration import RIDGE, calibrate
+from lightning_tspike.calls import running
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.fold import fold
 from lightning_tspike.models import NetworkConfig, create_network
@@ -111,7 +112,8 @@ def test_weights_are_the_ridge_regression(groups: int, count: int) -> None:
     ann = nn.Sequential(*ann, nn.Flatten())
     network = ternarize(copy.deepcopy(ann), 3, input_size=(2, 8, 8))
     calibrate(network, ann, images)
-    spikes = network.model[:2](network.fold_time(images)).unflatten(0, (3, -1)).mean(0)
+    with running(network.call(images)):
+        spikes = network.model[:2](network.fold_time(images)).unflatten(0, (3, -1)).mean(0)
     assert not torch.allclose(spikes, activations)
     for g in range(groups):
         x = F.unfold(spikes.chunk(groups, 1)[g], 3, padding=1, stride=2).transpose(1, 2).flatten(0, 1)

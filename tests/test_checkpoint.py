@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -66,6 +68,31 @@ def test_checkpoint_of_an_earlier_version(lively: Callable[..., SpikingNetwork],
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded.eval()(x), network(x))
     assert preprocessing is None
+
+
+@pytest.mark.parametrize("opt", ["sgd", "adamw", "lookahead_sgd"])
+def test_optimizer_of_an_earlier_version(opt: str) -> None:
+    """What was learned for a layer was a scalar, and so was what optimizers keep of it."""
+
+    def trained(steps: int, state: dict[str, Any] | None) -> tuple[list[torch.Tensor], dict[str, Any]]:
+        torch.manual_seed(3)
+        module = TernarySNNModule(**{**OPTIONS, "amplitude": "layer"}, sched="none", opt=opt)
+        optimizer = module.configure_optimizers()
+        if state is not None:
+            optimizer.load_state_dict(state)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            module.network(torch.randn(4, 1, 8, 8)).square().sum().backward()
+            optimizer.step()
+        return list(module.parameters()), copy.deepcopy(optimizer.state_dict())
+
+    _, new = trained(2, None)
+    old = copy.deepcopy(new)
+    for state in old["state"].values():
+        state.update({k: v[0] for k, v in state.items() if isinstance(v, torch.Tensor) and v.shape == (1,)})
+    assert any(v.shape == () for state in old["state"].values() for k, v in state.items() if k != "step")
+    expected, got = trained(2, new)[0], trained(2, old)[0]
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
 def test_what_is_no_checkpoint(checkpoint: tuple[Path, TernarySNNModule], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from lightning_tspike.callbacks import FiringRateMonitor
 from lightning_tspike.memory import PackedSpikes
 from lightning_tspike.models import NetworkConfig, create_network
 from lightning_tspike.spikes import firing_rates
-from lightning_tspike.ternarize import SpikingNetwork
+from lightning_tspike.ternarize import SpikingNetwork, ternarize
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (4, 3), (2, 5, 3, 3), (2, 3, 2, 3, 3)])
@@ -119,8 +119,6 @@ class _Kept(nn.Module):
 
 @pytest.mark.parametrize("writes", [False, True])
 def test_spikes_that_were_written_to_are_not_packed(writes: bool) -> None:
-    from lightning_tspike.ternarize import ternarize
-
     network = ternarize(_Kept(writes), 2, input_size=(3, 4, 4), amplitude="fixed", freeze_cancelled=False).double()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     want, got = _step(network, x, "full"), _step(network, x, "packed")
@@ -270,3 +268,104 @@ def test_compile_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     module = TernarySNNModule("tspike_resnet_small", 10, 1, in_chans=1, compile=True, sched="none")
     with pytest.warns(UserWarning, match="no compiler"):
         _trainer(tmp_path, max_steps=1).fit(module, _data(16))
+
+
+class _Block(nn.Module):
+    """A block of layers that gives a pair, of its spikes and of how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        spikes = self.act(scale * self.conv(x))
+        return spikes, spikes.abs().mean()
+
+
+class _Odd(nn.Module):
+    """Blocks that give pairs, are called twice, share a layer with the stem, or begin by writing to their input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+        self.pairs = _Block()
+        self.shared = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), self.norm, self.act, nn.Dropout(0.3))
+        self.writing = nn.Sequential(nn.Dropout(0.3, inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.norm(self.stem(x)))
+        x, rate = self.pairs(x, scale=2.0)
+        x, again = self.pairs(x)
+        return self.fc(self.writing(self.shared(x)).mean((2, 3))) * (1 + rate + again)
+
+
+def _odd(timesteps: int = 3) -> tuple[SpikingNetwork, torch.Tensor]:
+    network = ternarize(_Odd(), timesteps, input_size=(3, 8, 8), freeze_cancelled=False).double()
+    return network, torch.randn(4, 3, 8, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("memory", ["packed", "lean"])
+def test_odd_blocks(memory: Any) -> None:
+    network, x = _odd()
+    want, got = _step(network, x, "full"), _step(network, x, memory)
+    assert want.keys() == got.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_hooks_on_parameters_are_called_once() -> None:
+    network, x = _odd()
+    calls: list[str] = []
+    for name, parameter in network.named_parameters():
+        parameter.register_hook(lambda _grad, name=name: calls.append(name))
+    network.memory = "lean"
+    network(x).sum().backward()
+    assert sorted(calls) == sorted(name for name, _ in network.named_parameters())
+
+
+def test_images_and_frames_before_one_backward_pass() -> None:
+    network, images = _odd()
+    frames = torch.randn(2, 2, 3, 8, 8, dtype=torch.float64)
+    gradients = []
+    for memory in ("full", "lean"):
+        network.memory = memory
+        torch.manual_seed(2)
+        loss = network(images).square().sum() + network(frames).sum() + network(images, timesteps=2).sum()
+        gradients.append(torch.autograd.grad(loss, list(network.parameters())))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("memory", ["packed", "lean"])
+def test_with_checkpointing_of_timm(memory: Any) -> None:
+    network = create_network(NetworkConfig("resnet18", 10, timesteps=2)).double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    want = _step(network, x, "full")
+    network.model.set_grad_checkpointing()
+    got = _step(network, x, memory)
+    # timm's checkpoints move running statistics twice, whoever keeps what
+    for name in (name for name in want if "running" not in name and "num_batches" not in name):
+        torch.testing.assert_close(got[name], want[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_lean_refuses_what_would_be_computed_otherwise() -> None:
+    network, x = _odd()
+    network.memory = "lean"
+    loss = network(x).sum()
+    network.eval()
+    with pytest.raises(RuntimeError, match=r"train\(\) or eval\(\) was called in between"):
+        loss.backward()
+    other = {name: (2 * p.detach()).requires_grad_() for name, p in network.named_parameters()}
+    loss = torch.func.functional_call(network.train(), other, (x,)).sum()
+    with pytest.raises(RuntimeError, match="their parameters are other ones now"):
+        loss.backward()
+
+
+def test_packed_refuses_weights_that_were_changed() -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2))
+    network.memory = "packed"
+    loss = network(torch.randn(2, 3, 16, 16)).sum()
+    with torch.no_grad():
+        network.model.stages[1][0].conv2.weight.mul_(1.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -9,7 +9,6 @@ import timm
 import torch
 
 from lightning_tspike.fold import fold
-from lightning_tspike.graph import trace
 from lightning_tspike.models import NetworkConfig, create_network
 from lightning_tspike.ternarize import SpikingNetwork
 
@@ -49,7 +48,7 @@ def test_runs_learns_folds_and_exports(lively: Callable[..., SpikingNetwork], na
     network.train()(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     network.eval()
-    assert trace(network.model, network.fold_time(x))
+    assert network.trace(x)
     folded, report = fold(network, x)
     assert not report.kept
     assert (folded(x) - network(x)).abs().max() <= 1e-9 * network(x).abs().max()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_tspike.functional import binary_lif, membrane_potential, ternary_lif
+from lightning_tspike.models import NetworkConfig, create_network
 from lightning_tspike.neurons import (
     NEURONS,
     BinaryLIF,
@@ -50,8 +53,8 @@ def current() -> torch.Tensor:
 def one_neuron(neuron: SpikingNeuron, currents: list[float], channel: int) -> list[float]:
     """The equations, with Python numbers: the module's docstrings, not its code."""
     numbers = {name: value.tolist() for name, value in neuron.state_dict().items()}
-    amplitude, theta = numbers.get("raw_amplitude", 1.0), numbers["threshold"]
-    amplitude = amplitude[channel] if isinstance(amplitude, list) else amplitude
+    amplitudes, theta = numbers.get("raw_amplitude", [1.0]), float(neuron.threshold)
+    amplitude = amplitudes[channel if len(amplitudes) > 1 else 0]
     tau, (alpha, beta, gamma) = float(neuron.decay), (0.0, 0.0, 0.0)
     if "raw_memory" in numbers:
         alpha, beta, gamma = torch.tensor(numbers["raw_memory"], dtype=torch.float64).sigmoid().tolist()
@@ -204,6 +207,62 @@ def test_learned_threshold_and_decay_stay_in_their_range() -> None:
     assert neuron.firing_threshold.item() == pytest.approx(0.7)
     assert 0 <= float(neuron.decay) < 1e-9
     assert neuron(torch.tensor([0.8, -0.8])).tolist() == [1, -1]
+
+
+@every_neuron
+def test_parameters_can_be_sharded(name: str, options: dict[str, Any]) -> None:
+    """FSDP2 shards along a dimension; the numbers that the equations take stay scalars, or one for each channel."""
+    neuron = NEURONS[name](T, channels=C, **options)
+    assert all(parameter.ndim >= 1 for parameter in neuron.parameters())
+    shape = (C,) if options.get("amplitude") == "channel" else ()
+    assert torch.as_tensor(neuron.amplitude).shape == shape
+    assert torch.as_tensor(neuron.decay).shape == neuron.firing_threshold.shape == ()
+
+
+@every_neuron
+def test_scalars_of_older_files_are_loaded(name: str, options: dict[str, Any]) -> None:
+    neuron, x = build(name, options), current()
+    old = {key: value[0] if value.shape == (1,) else value for key, value in neuron.state_dict().items()}
+    fresh = NEURONS[name](T, channels=C, **options).double()
+    fresh.load_state_dict(old)
+    assert torch.equal(fresh(x), neuron(x))
+    assert {key: value.shape for key, value in fresh.state_dict().items()} == {
+        key: value.shape for key, value in neuron.state_dict().items()
+    }
+
+
+def test_one_channel_is_as_the_layer() -> None:
+    x = current()[:, :1]
+    layer, channel = TernaryLIF(T).double(), TernaryLIF(T, amplitude="channel", channels=1).double()
+    for neuron in (layer, channel):
+        nn.init.constant_(neuron.raw_amplitude, 0.7)
+        neuron(x).square().sum().backward()
+    assert torch.equal(layer(x), channel(x))
+    assert torch.equal(layer.raw_amplitude.grad, channel.raw_amplitude.grad)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fsdp2_shards_a_network(one_process_group: None, tmp_path: Path) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0,
+                                         world_size=1)  # fmt: skip
+    config = NetworkConfig("tspike_vgg_small", 5, timesteps=2, learn_decay=True, learn_threshold=True,
+                           freeze_cancelled=False)  # fmt: skip
+    network = create_network(config)
+    x = torch.randn(2, 3, 16, 16)
+    expected = network(x)
+    expected.square().sum().backward()
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    network.zero_grad()
+    sharded = copy.deepcopy(network)
+    fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+    logits = sharded(x)
+    torch.testing.assert_close(logits, expected)
+    logits.square().sum().backward()
+    for name, parameter in sharded.named_parameters():
+        torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], msg=name)
 
 
 def test_amplitude_leaves_zero_again() -> None:

@@ -81,6 +81,7 @@ def load(
     precision: Precision | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    timesteps: int | None = None,
 ) -> SpikingNetwork:
     """Load a network, ready to classify.
 
@@ -93,12 +94,14 @@ def load(
             most precise that is there.
         device: Where to put the network; default is the CPU.
         dtype: What to convert it to; it is float32 whatever the precision of the file.
+        timesteps: Number of time steps T for which it is shown an image; default is that of its training.
 
     Returns:
         The network in eval mode: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, K]. Its
         ``pretrained_cfg`` has what is known of its input and classes.
 
     Raises:
+        ValueError: ``timesteps`` is no whole number of at least 1.
         ZooError: There is nothing of that name, or the entry is planned and has no weights yet, or there is no unfolded
             network.
         lightning_tspike.hub.HubError: The Hub cannot be reached, or does not have it.
@@ -107,7 +110,13 @@ def load(
     """
     import torch
 
+    if timesteps is not None:
+        from ..neurons import check_timesteps
+
+        check_timesteps(timesteps)  # before anything is fetched
     network, _ = load_with_config(name_or_path, folded=folded, precision=precision)
+    if timesteps is not None:
+        network.timesteps = timesteps
     with torch.inference_mode(False):
         return network.to(device=device, dtype=dtype)
 

@@ -1,0 +1,210 @@
+"""A network of spiking neurons: what :func:`lightning_tspike.ternarize.ternarize` makes of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .calls import Call, running
+from .gauge import GaugeClasses, TrainingScales
+from .graph import trace
+from .hooks import is_watched
+from .memory import MEMORY, Memory, keeping
+from .neurons import SpikingNeuron, check_timesteps
+from .report import NetworkReport
+from .rewrite import Rewrites
+
+if TYPE_CHECKING:
+    from .models.create import NetworkConfig
+
+__all__ = ["SpikingNetwork"]
+
+
+class SpikingNetwork(nn.Module):
+    """A network of spiking neurons over T time steps, made by :func:`lightning_tspike.ternarize.ternarize`.
+
+    Time is folded into the batch, [T*B, ...] with T outermost, so every stateless layer runs as it is and BatchNorm
+    sees T*B samples. Layers before the first neuron see the B images of a still batch only once. Threads may share a
+    network: what a call is about is kept with its thread.
+
+    Attributes:
+        model: The network, its activations replaced by neurons.
+        input_size: (C, H, W) of an image or a frame; H and W only serve as an example to trace the network on.
+        encoders: Names of the neurons that end the static prefix; empty where the input must be repeated T times.
+        rewrites: Structural changes by folding since then.
+        config: What :func:`lightning_tspike.models.create_network` built this from; None for a network of your own.
+        pretrained_cfg: Of trained weights, as timm has it: ``architecture``, ``num_classes``, and where they are known
+            ``input_size``, ``mean``, ``std``, ``label_names`` ...; empty otherwise.
+    """
+
+    def __init__(
+        self, model: nn.Module, timesteps: int, *, input_size: tuple[int, int, int], encoders: Sequence[str]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        check_timesteps(timesteps)
+        self._timesteps = timesteps
+        self.input_size = input_size
+        self.encoders = tuple(encoders)
+        self._memory: Memory = "full"
+        self.config: NetworkConfig | None = None
+        self.rewrites = Rewrites()
+        self.pretrained_cfg: dict[str, Any] = {}
+
+    @property
+    def timesteps(self) -> int:
+        """Number of time steps T for which images are shown; can be set, as weights fit any number of them.
+
+        Raises:
+            ValueError: It is set to something else than a whole number of at least 1.
+        """
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, timesteps: int) -> None:
+        check_timesteps(timesteps)
+        self._timesteps = timesteps
+        for neuron in self.neurons().values():
+            neuron.timesteps = timesteps
+        if self.config is not None:
+            self.config = replace(self.config, timesteps=timesteps)
+        if "frames" in self.pretrained_cfg:  # how events are cut
+            self.pretrained_cfg = {
+                **self.pretrained_cfg, "frames": {**self.pretrained_cfg["frames"], "timesteps": timesteps}
+            }  # fmt: skip
+
+    @property
+    def memory(self) -> Memory:
+        """What a training step keeps for its backward pass: ``"full"``, ``"packed"`` or ``"lean"``; can be set.
+
+        See :mod:`lightning_tspike.memory`; gradients are the same.
+
+        Raises:
+            ValueError: It is set to something else.
+        """
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        if memory not in MEMORY:
+            raise ValueError(f"memory must be one of {MEMORY}, got {memory!r}")
+        self._memory = memory
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K.
+
+        Raises:
+            AttributeError: The model does not say.
+        """
+        return self.model.num_classes  # type: ignore[return-value]
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one, to train on other classes; timm's models know how.
+
+        Args:
+            num_classes: Their number.
+
+        Raises:
+            ValueError: ``num_classes`` is less than 1, or the model has no ``reset_classifier``.
+        """
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes!r}")
+        reset: Any = getattr(self.model, "reset_classifier", None)
+        if reset is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has no reset_classifier, as timm's models have: replace its head"
+            )
+        reset(num_classes)
+        weight = next(self.model.parameters())
+        self.model.to(device=weight.device, dtype=weight.dtype)  # timm makes the new layer on the CPU, in float32
+        if self.config is not None:
+            self.config = replace(self.config, num_classes=num_classes)
+        self.pretrained_cfg = {k: v for k, v in self.pretrained_cfg.items() if k != "label_names"}
+        if self.pretrained_cfg:
+            self.pretrained_cfg["num_classes"] = num_classes
+
+    def neurons(self) -> dict[str, SpikingNeuron]:
+        """The neurons by their names in ``model``, in the order in which they are registered."""
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, SpikingNeuron)}
+
+    def report(self) -> NetworkReport:
+        """What becomes of each amplitude: learned or not, shared with whom, live or cancelled, folded or kept.
+
+        Raises:
+            TraceError: The model could not be traced.
+        """
+        weight = next(self.parameters(), torch.empty(0))
+        graph = self.trace(torch.zeros(1, *self.input_size, device=weight.device, dtype=weight.dtype))
+        return NetworkReport.of(GaugeClasses(graph, self.model), TrainingScales(graph, self.model))
+
+    def trace(self, x: Tensor) -> fx.Graph:
+        """Trace ``model`` as it runs in ``forward(x)``, see :func:`lightning_tspike.graph.trace`.
+
+        Raises:
+            TraceError: It could not be traced.
+            ValueError: As ``forward``.
+        """
+        with running(self.call(x)):
+            return trace(self.model, self.fold_time(x))
+
+    def forward(self, x: Tensor, *, per_step: bool = False, timesteps: int | None = None) -> Tensor:
+        """Classify still images or sequences of frames.
+
+        Args:
+            x: Images [B, C, H, W], shown at every time step, or frames [B, T, C, H, W], a time step for each of them.
+            per_step: Return the logits of every time step.
+            timesteps: T of this call, for images; default is that of the network.
+
+        Returns:
+            Logits [B, K], the mean over time, or [T, B, K] with ``per_step``.
+
+        Raises:
+            ValueError: ``x`` has another number of dimensions or channels than the network, or ``timesteps`` is no
+                whole number of at least 1 or not the number of frames.
+        """
+        call = self.call(x, timesteps)
+        with running(call), keeping(self, call):
+            # nn.Module.compile() leaves forward as it is: hooks are called there
+            run = self.model.forward if is_watched() else self.model
+            logits = run(self.fold_time(x, timesteps))  # [T*B, K]
+        call.keep_while_differentiable(logits)
+        logits = logits.unflatten(0, (call.timesteps, logits.shape[0] // call.timesteps))  # [T, B, K]
+        return logits if per_step else logits.mean(0)
+
+    def call(self, x: Tensor, timesteps: int | None = None) -> Call:
+        """What the neurons must know of ``forward(x, timesteps=timesteps)``; raises what it does.
+
+        Who runs a part of ``model`` by hand says ``with lightning_tspike.calls.running(network.call(x))``.
+        """
+        channels = self.input_size[0]
+        if x.ndim not in (4, 5) or x.shape[-3] != channels or (x.ndim == 5 and x.shape[1] == 0):
+            raise ValueError(
+                f"input must be images [B, {channels}, H, W] or frames [B, T, {channels}, H, W], "
+                f"got shape {tuple(x.shape)}; a network for another number of channels is built with in_chans="
+            )
+        if timesteps is not None:
+            check_timesteps(timesteps)
+        if x.ndim == 4:
+            for name in self.encoders:
+                encoder: Any = self.model.get_submodule(name)
+                if not encoder.is_encoder:  # said once, and true ever after
+                    encoder.is_encoder = True
+            return Call(timesteps or self.timesteps, is_static=bool(self.encoders))
+        if timesteps not in (None, x.shape[1]):
+            raise ValueError(
+                f"timesteps={timesteps} was asked for, but there are {x.shape[1]} frames (shape {tuple(x.shape)}): "
+                "frames run one time step each, leave timesteps out"
+            )
+        return Call(x.shape[1], is_static=False)
+
+    def fold_time(self, x: Tensor, timesteps: int | None = None) -> Tensor:
+        """What ``model`` is fed for ``x`` (see ``forward``): [T*B, C, H, W], or [B, C, H, W] before a static prefix."""
+        if x.ndim == 5:
+            return x.transpose(0, 1).flatten(0, 1)  # [B, T, C, H, W] -> [T*B, C, H, W]
+        # [B, C, H, W] -> [T*B, C, H, W]
+        return x if self.encoders else x.repeat(timesteps or self.timesteps, 1, 1, 1)
