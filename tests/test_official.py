@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from lightning_tspike.fold import fold
 from lightning_tspike.models.official import OfficialError, import_official
 from lightning_tspike.spikes import firing_rates
 
-NETWORKS = [f"{name}/{kind}" for name in ("resnet18_imagenet", "resnet20_cifar", "resnet19_cifar")
+NETWORKS = [f"{name}/{kind}" for name in ("resnet18_imagenet", "resnet20_cifar", "resnet19_cifar",
+                                          "resnet20_cifar_modified")
             for kind in ("vanilla", "amplitude")]  # fmt: skip
 
 
@@ -41,17 +43,29 @@ def made(key: str, shape: list[int]) -> Tensor:
     return torch.ones(shape, dtype=torch.float64)
 
 
+def golden(shared: Callable[[str], Path], name: str) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Facts, images and logits of one of the published code's networks, computed by that code in float64."""
+    if name.startswith("resnet20_cifar_modified"):  # beside this file; its images are made as its weights are
+        facts = json.loads((Path(__file__).parent / "golden/resnet20_cifar_modified.json").read_text())
+        images = np.random.default_rng(zlib.crc32(b"x")).normal(size=(2, 3, 32, 32))
+        own = {**facts[name], "state_dict": facts["state_dict"]}
+        return own, torch.from_numpy(images), torch.tensor(own["logits"], dtype=torch.float64)
+    arrays = np.load(shared("golden/official_networks.npz"))
+    x, logits = (torch.from_numpy(arrays[f"{name}/{part}"]) for part in ("x", "logits"))
+    return json.loads(shared("golden/official_networks.json").read_text())[name], x, logits
+
+
 def own_neuron(name: str) -> str:
     parts = name.removeprefix("model.").split(".")
+    if parts[0] == "conv1":  # the deep stem's
+        return "act1" if parts[1] == "8" else ".".join(parts)
     act = {"relu": "act1", "relu1": "act1", "output_act": "act2"}[parts[-1]]
     return act if len(parts) == 1 else f"stages.{int(parts[0][-1]) - 1}.{parts[1]}.{act}"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_golden_networks(shared: Callable[[str], Path], name: str) -> None:
-    facts = json.loads(shared("golden/official_networks.json").read_text())[name]
-    golden = np.load(shared("golden/official_networks.npz"))
-    x, logits = (torch.from_numpy(golden[f"{name}/{part}"]) for part in ("x", "logits"))
+    facts, x, logits = golden(shared, name)
     weights = {key: made(key, shape) for key, shape in facts["state_dict"].items()}
     network = import_official(weights, facts["T"])
 
@@ -104,6 +118,27 @@ def test_files_in_all_their_forms(tmp_path: Path, wrap: Callable[[dict[str, Tens
     assert network.config.backbone_kwargs == {"layers": (1, 1), "widths": (4, 8), "stem": "cifar"}
     amplitudes = [neuron.amplitude.item() for neuron in network.neurons().values()]
     assert amplitudes == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9])
+    assert network(torch.randn(2, 1, 8, 8)).shape == (2, 3)
+
+
+def test_deep_stem_of_other_widths_with_trained_amplitudes() -> None:
+    weights = {
+        key.replace("downsample.1", "downsample.2").replace("downsample.0", "downsample.1"): value  # a pool comes first
+        for key, value in small(fire_ratio=True).items()
+        if not key.startswith(("model.conv1", "model.bn1", "model.relu"))
+    }
+    for i, width_in in ((0, 1), (3, 4), (6, 4)):
+        weights[f"model.conv1.{i}.pool.weight"] = torch.randn(4, width_in, 3, 3)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            weights[f"model.conv1.{i + 1}.conv.{part}"] = torch.ones(4)
+        weights[f"model.conv1.{i + 2}.fire_ratio"] = torch.full((1,), 3.0 + i)
+    network = import_official(weights, timesteps=2)
+    own = {"layers": (1, 1), "widths": (4, 8), "stem": "deep", "shortcut": "avg"}
+    assert network.config.backbone_kwargs == own
+    amplitudes = {name: neuron.amplitude.item() for name, neuron in network.neurons().items()}
+    assert [amplitudes[name] for name in ("conv1.2", "conv1.5", "act1", "stages.1.0.act2")] == pytest.approx(
+        [3, 6, 9, 0.9]
+    )
     assert network(torch.randn(2, 1, 8, 8)).shape == (2, 3)
 
 

@@ -6,39 +6,55 @@ no spike is ever added to a spike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import downsample_conv
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from .head import Backbone
-from .stem import Stem, check_stages, default_cfg, make_stem
+from .backbone import build
+from .residual import ResidualNet, ResidualOptions
+from .stem import Stem, default_cfg
 
 __all__ = ["MSResNet"]
 
 
 class MSBlock(nn.Module):
-    """Twice act, conv 3x3, BN, plus the shortcut: [B, width_in, H, W] -> [B, width, H/stride, W/stride]."""
+    """Twice act, conv 3x3, norm, plus the shortcut: [B, c_in, H, W] -> [B, width, H/stride, W/stride]."""
 
-    def __init__(self, width_in: int, width: int, stride: int, act_layer: type[nn.Module]) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        width: int,
+        stride: int,
+        downsample: nn.Module | None,
+        *,
+        dilation: int,
+        first_dilation: int,
+        act_layer: Callable[..., nn.Module],
+        norm_layer: Callable[..., nn.Module],
+        drop_path: nn.Module | None,
+    ) -> None:
         super().__init__()
         self.act1 = act_layer()  # not in place: the shortcut reads the same tensor
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(c_in, width, 3, stride, first_dilation, dilation=first_dilation, bias=False)
+        self.bn1 = norm_layer(width)
         self.act2 = act_layer(inplace=True)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        is_identity = stride == 1 and width_in == width
-        self.downsample = nn.Identity() if is_identity else downsample_conv(width_in, width, 1, stride)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, dilation, dilation=dilation, bias=False)
+        self.bn2 = norm_layer(width)
+        self.downsample = nn.Identity() if downsample is None else downsample
+        self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn2(self.conv2(self.act2(self.bn1(self.conv1(self.act1(x)))))) + self.downsample(x)
+        y = self.bn2(self.conv2(self.act2(self.bn1(self.conv1(self.act1(x))))))
+        if self.drop_path is not None:
+            y = self.drop_path(y)
+        return y + self.downsample(x)
 
 
-class MSResNet(Backbone):
-    """Residual network whose shortcuts carry membrane inputs.
+class MSResNet(ResidualNet):
+    """Residual network whose shortcuts carry membrane inputs; all its levels of features are membrane inputs.
 
     Shapes for an image [B, in_chans, H, W] and the default arguments::
 
@@ -53,12 +69,10 @@ class MSResNet(Backbone):
         widths: Channels of each stage; the stem has those of the first.
         stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`), without its
             last activation.
-        num_classes: Number of classes; 0 leaves the head out.
-        in_chans: Channels of the image.
-        act_layer: Activation module.
+        options: What :class:`lightning_tspike.models.residual.ResidualNet` takes besides.
 
     Raises:
-        ValueError: ``layers`` and ``widths`` have different lengths or are empty, or ``stem`` is unknown.
+        ValueError: As for ResidualNet.
     """
 
     def __init__(
@@ -66,43 +80,27 @@ class MSResNet(Backbone):
         layers: Sequence[int] = (1, 1, 1),
         widths: Sequence[int] = (16, 32, 64),
         stem: Stem = "cifar",
-        num_classes: int = 10,
-        in_chans: int = 3,
-        act_layer: type[nn.Module] = nn.ReLU,
+        **options: Unpack[ResidualOptions],
     ) -> None:
-        super().__init__()
-        check_stages(layers, widths)
-        self.num_features = widths[-1]
-        self.conv1, self.bn1, self.act1, self.pool = make_stem(stem, in_chans, widths[0], act_layer, last_act=False)
-        stages, width_in = [], widths[0]
-        for i, (depth, width) in enumerate(zip(layers, widths, strict=True)):
-            blocks = []
-            for j in range(depth):
-                blocks.append(MSBlock(width_in, width, 2 if i > 0 and j == 0 else 1, act_layer))
-                width_in = width
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
-        self.act2 = act_layer(inplace=True)
-        self.reset_classifier(num_classes)
-        self.init_weights()
+        super().__init__(MSBlock, layers, widths, stem, acts_first=True, **options)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.act2(self.stages(self.pool(self.act1(self.bn1(self.conv1(x))))))
+    def forward_end(self, x: Tensor) -> Tensor:
+        return self.act2(x)
 
 
 _LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 104: (3, 8, 32, 8)}
 
 default_cfgs = generate_default_cfgs(
     {
-        **{f"tspike_ms_resnet{d}.untrained": default_cfg(num_classes=1000, size=224) for d in _LAYERS},
-        "tspike_ms_resnet_small.untrained": default_cfg(num_classes=10, size=32),
+        **{f"tspike_ms_resnet{d}.untrained": default_cfg(num_classes=1000, size=224, reduction=32) for d in _LAYERS},
+        "tspike_ms_resnet_small.untrained": default_cfg(num_classes=10, size=32, reduction=4),
     }
 )
 
 
 def _create(depth: int, pretrained: bool, kwargs: dict[str, Any]) -> MSResNet:
     own = {"layers": _LAYERS[depth], "widths": (64, 128, 256, 512), "stem": "imagenet"}
-    return build_model_with_cfg(MSResNet, f"tspike_ms_resnet{depth}", pretrained, **{**own, **kwargs})
+    return build(MSResNet, f"tspike_ms_resnet{depth}", pretrained, kwargs, **own)
 
 
 @register_model
@@ -126,4 +124,4 @@ def tspike_ms_resnet104(pretrained: bool = False, **kwargs: Any) -> MSResNet:
 @register_model
 def tspike_ms_resnet_small(pretrained: bool = False, **kwargs: Any) -> MSResNet:
     """MS-ResNet-8 of widths 16-32-64."""
-    return build_model_with_cfg(MSResNet, "tspike_ms_resnet_small", pretrained, **kwargs)
+    return build(MSResNet, "tspike_ms_resnet_small", pretrained, kwargs, layers=(1, 1, 1))

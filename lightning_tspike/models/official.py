@@ -2,8 +2,9 @@
 
 That code puts a wrapper around every layer, so keys end in ``.conv.weight``, ``.bn.weight`` or ``.pool.weight``,
 whatever the layer is. ``layer1`` to ``layer4`` are the stages, ``relu1`` and ``output_act`` a block's activations; a
-trained amplitude is an activation's ``fire_ratio``. Every spike layer fires at half of its ``V_th`` of 1 and decays by
-0.25: the defaults here.
+trained amplitude is an activation's ``fire_ratio``. A deep stem is one list, ``conv1.0`` to ``conv1.8``, whose last
+norm and activation stand beside it here. Every spike layer fires at half of its ``V_th`` of 1 and decays by 0.25: the
+defaults here.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ __all__ = ["OfficialError", "import_official"]
 
 _WRAPPERS = {"conv", "bn", "pool"}
 _ACTIVATIONS = {"relu": "act1", "relu1": "act1", "output_act": "act2"}
+_END_OF_DEEP_STEM = {"conv1.7": "bn1", "conv1.8": "act1"}
 _BACKBONES: dict[Any, str] = {
     ((2, 2, 2, 2), (64, 128, 256, 512), "imagenet"): "tspike_resnet18",
     ((3, 4, 6, 3), (64, 128, 256, 512), "imagenet"): "tspike_resnet34",
     ((3, 3, 2), (128, 256, 512), "cifar"): "tspike_resnet19",
+    ((2, 2, 2, 2), (64, 128, 256, 512), "deep"): "tspike_resnet20",
     ((3, 3, 3), (128, 256, 512), "cifar"): "tspike_resnet20_cifar",
 }
 
@@ -101,7 +104,8 @@ def _own_name(key: str) -> str | None:
         path.pop()
     if last == "fire_ratio":
         path[-1], last = _ACTIVATIONS.get(path[-1], path[-1]), "raw_amplitude"
-    name = ".".join([*path, last])
+    layer = ".".join(path)
+    name = f"{_END_OF_DEEP_STEM.get(layer, layer)}.{last}"
     return re.sub(r"^layer(\d+)\.", lambda match: f"stages.{int(match[1]) - 1}.", name)
 
 
@@ -113,7 +117,8 @@ def _config(weights: Mapping[str, Tensor], timesteps: int) -> NetworkConfig:
         if match := re.match(r"stages\.(\d+)\.(\d+)\.conv2\.weight$", name):
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
             widths[int(match[1])] = len(value)
-    conv, fc = weights.get("conv1.weight"), weights.get("fc.weight")
+    is_deep = "conv1.0.weight" in weights
+    conv, fc = weights.get("conv1.0.weight" if is_deep else "conv1.weight"), weights.get("fc.weight")
     stages = range(len(blocks))
     is_known = conv is not None and conv.ndim == 4 and fc is not None and fc.ndim == 2
     if not is_known or not blocks or sorted(blocks) != list(stages):
@@ -123,9 +128,11 @@ def _config(weights: Mapping[str, Tensor], timesteps: int) -> NetworkConfig:
         )
     assert conv is not None
     assert fc is not None
-    stem = "imagenet" if conv.shape[-1] == 7 else "cifar"
+    stem = "deep" if is_deep else "imagenet" if conv.shape[-1] == 7 else "cifar"
     layout = tuple(len(blocks[i]) for i in stages), tuple(widths[i] for i in stages), stem
     own = dict(zip(("layers", "widths", "stem"), layout, strict=True))
+    if is_deep:  # the published code has this stem and this shortcut together
+        own["shortcut"] = "avg"
     return NetworkConfig(
         _BACKBONES.get(layout, "tspike_resnet_small"),
         num_classes=len(fc),

@@ -22,17 +22,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, downsample_avg, downsample_conv
-from torch import Tensor, nn
+from timm.models import generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock
+from typing_extensions import Unpack
 
-from .head import Backbone
-from .stem import Stem, check_stages, default_cfg, make_stem
+from .backbone import build
+from .residual import ResidualNet, ResidualOptions
+from .stem import Stem, default_cfg
 
 __all__ = ["SpikingResNet"]
 
 
-class SpikingResNet(Backbone):
+class SpikingResNet(ResidualNet):
     """Residual network whose identity shortcuts carry spikes.
 
     Shapes for an image [B, in_chans, H, W] and the default arguments::
@@ -49,12 +50,10 @@ class SpikingResNet(Backbone):
         stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`).
         shortcut: Where width or size change: ``"conv"``, a convolution 1x1 with stride, or ``"avg"``, an average pool
             before it.
-        num_classes: Number of classes; 0 leaves the head out.
-        in_chans: Channels of the image.
-        act_layer: Activation module, called with ``inplace=True``.
+        options: What :class:`lightning_tspike.models.residual.ResidualNet` takes besides.
 
     Raises:
-        ValueError: ``layers`` and ``widths`` have different lengths or are empty, or a name is unknown.
+        ValueError: As for ResidualNet.
     """
 
     def __init__(
@@ -63,49 +62,25 @@ class SpikingResNet(Backbone):
         widths: Sequence[int] = (16, 32, 64),
         stem: Stem = "cifar",
         shortcut: Literal["conv", "avg"] = "conv",
-        num_classes: int = 10,
-        in_chans: int = 3,
-        act_layer: type[nn.Module] = nn.ReLU,
+        **options: Unpack[ResidualOptions],
     ) -> None:
-        super().__init__()
-        check_stages(layers, widths)
-        if shortcut not in ("conv", "avg"):
-            raise ValueError(f"shortcut must be 'conv' or 'avg', got {shortcut!r}")
-        self.num_features = widths[-1]
-        self.conv1, self.bn1, self.act1, self.pool = make_stem(stem, in_chans, widths[0], act_layer)
-        project = downsample_conv if shortcut == "conv" else downsample_avg
-        stages, width_in = [], widths[0]
-        for i, (depth, width) in enumerate(zip(layers, widths, strict=True)):
-            blocks = []
-            for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
-                projects = stride != 1 or width_in != width
-                down = project(width_in, width, kernel_size=1, stride=stride) if projects else None
-                blocks.append(BasicBlock(width_in, width, stride, down, act_layer=act_layer))
-                width_in = width
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
-        self.reset_classifier(num_classes)
-        self.init_weights()
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.stages(self.pool(self.act1(self.bn1(self.conv1(x)))))
+        super().__init__(BasicBlock, layers, widths, stem, shortcut=shortcut, **options)
 
 
 default_cfgs = generate_default_cfgs(
     {
-        "tspike_resnet18.untrained": default_cfg(num_classes=1000, size=224),
-        "tspike_resnet34.untrained": default_cfg(num_classes=1000, size=224),
-        "tspike_resnet19.untrained": default_cfg(num_classes=10, size=32),
-        "tspike_resnet20.untrained": default_cfg(num_classes=10, size=32, first_conv="conv1.0"),
-        "tspike_resnet20_cifar.untrained": default_cfg(num_classes=10, size=32),
-        "tspike_resnet_small.untrained": default_cfg(num_classes=10, size=32),
+        "tspike_resnet18.untrained": default_cfg(num_classes=1000, size=224, reduction=32),
+        "tspike_resnet34.untrained": default_cfg(num_classes=1000, size=224, reduction=32),
+        "tspike_resnet19.untrained": default_cfg(num_classes=10, size=32, reduction=4),
+        "tspike_resnet20.untrained": default_cfg(num_classes=10, size=32, reduction=16, first_conv="conv1.0"),
+        "tspike_resnet20_cifar.untrained": default_cfg(num_classes=10, size=32, reduction=4),
+        "tspike_resnet_small.untrained": default_cfg(num_classes=10, size=32, reduction=4),
     }
 )
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) -> SpikingResNet:
-    return build_model_with_cfg(SpikingResNet, name, pretrained, **{**own, **kwargs})
+    return build(SpikingResNet, name, pretrained, kwargs, **own)
 
 
 @register_model
@@ -144,4 +119,4 @@ def tspike_resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> SpikingRes
 @register_model
 def tspike_resnet_small(pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
     """ResNet-8 of widths 16-32-64 (``layers``, ``widths`` to change): about 78,000 parameters."""
-    return _create("tspike_resnet_small", pretrained, kwargs)
+    return _create("tspike_resnet_small", pretrained, kwargs, layers=(1, 1, 1))

@@ -16,15 +16,17 @@ connect     result        for ternary spikes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import downsample_conv
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from .head import Backbone
-from .stem import Stem, check_stages, default_cfg, make_stem
+from .backbone import build
+from .residual import ResidualNet, ResidualOptions
+from .stem import Stem, default_cfg
 
 __all__ = ["SEWResNet"]
 
@@ -32,46 +34,51 @@ Connect: TypeAlias = Literal["ADD", "AND", "IAND"]
 
 
 class SEWBlock(nn.Module):
-    """Convolutions, each with BN and activation, combined with the shortcut: [B, width_in, H, W] -> [B, C, H', W'].
+    """Convolutions, each with norm and activation, combined with the shortcut: [B, c_in, H, W] -> [B, C, H', W'].
 
     A basic block has two convolutions 3x3 and C = width; a bottleneck 1x1, 3x3, 1x1 and C = 4 * width.
     """
 
     def __init__(
         self,
-        width_in: int,
+        c_in: int,
         width: int,
         stride: int,
+        downsample: nn.Sequential | None,
         *,
         bottleneck: bool,
         connect: Connect,
-        act_layer: type[nn.Module],
+        dilation: int,
+        first_dilation: int,
+        act_layer: Callable[..., nn.Module],
+        norm_layer: Callable[..., nn.Module],
+        drop_path: nn.Module | None,
     ) -> None:
         super().__init__()
         self.connect = connect
-        width_out = 4 * width if bottleneck else width
-        plan = (
-            [(width_in, width, 1, 1), (width, width, 3, stride), (width, width_out, 1, 1)]
+        plan = (  # channels in and out, kernel, stride, dilation
+            [(c_in, width, 1, 1, 1), (width, width, 3, stride, first_dilation), (width, 4 * width, 1, 1, 1)]
             if bottleneck
-            else [(width_in, width, 3, stride), (width, width, 3, 1)]
+            else [(c_in, width, 3, stride, first_dilation), (width, width, 3, 1, dilation)]
         )
         body: list[nn.Module] = []
-        for c_in, c_out, kernel, step in plan:
-            body += [nn.Conv2d(c_in, c_out, kernel, step, kernel // 2, bias=False), nn.BatchNorm2d(c_out), act_layer()]
+        for before, after, kernel, step, spread in plan:
+            conv = nn.Conv2d(before, after, kernel, step, spread * (kernel // 2), dilation=spread, bias=False)
+            body += [conv, norm_layer(after), act_layer()]
         self.body = nn.Sequential(*body)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or width_in != width_out:
-            project = downsample_conv(width_in, width_out, 1, stride)
-            self.downsample = nn.Sequential(*project.children(), act_layer())
+        self.downsample = nn.Sequential(*downsample, act_layer()) if downsample is not None else nn.Identity()
+        self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
         a, s = self.body(x), self.downsample(x)
+        if self.drop_path is not None:
+            a = self.drop_path(a)
         if self.connect == "ADD":
             return a + s
         return a * s if self.connect == "AND" else (1 - a.abs()) * s
 
 
-class SEWResNet(Backbone):
+class SEWResNet(ResidualNet):
     """Residual network that combines spikes with spikes.
 
     Shapes for an image [B, in_chans, H, W] and the default arguments::
@@ -88,12 +95,11 @@ class SEWResNet(Backbone):
         bottleneck: Bottleneck blocks, with four times the width at their ends.
         connect: ``"ADD"``, ``"AND"`` or ``"IAND"`` (table at the top of this file).
         stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`).
-        num_classes: Number of classes; 0 leaves the head out.
-        in_chans: Channels of the image.
-        act_layer: Activation module.
+        options: What :class:`lightning_tspike.models.residual.ResidualNet` takes besides. ``drop_path_rate`` needs
+            ``"ADD"``: a block left out of a product would silence the shortcut, too.
 
     Raises:
-        ValueError: ``layers`` and ``widths`` have different lengths or are empty, or a name is unknown.
+        ValueError: As for ResidualNet; or ``connect`` is unknown or does not go with ``drop_path_rate``.
     """
 
     def __init__(
@@ -103,40 +109,22 @@ class SEWResNet(Backbone):
         bottleneck: bool = False,
         connect: Connect = "ADD",
         stem: Stem = "cifar",
-        num_classes: int = 10,
-        in_chans: int = 3,
-        act_layer: type[nn.Module] = nn.ReLU,
+        **options: Unpack[ResidualOptions],
     ) -> None:
-        super().__init__()
-        check_stages(layers, widths)
         if connect not in ("ADD", "AND", "IAND"):
             raise ValueError(f"connect must be 'ADD', 'AND' or 'IAND', got {connect!r}")
-        expansion = 4 if bottleneck else 1
-        self.num_features = expansion * widths[-1]
-        self.conv1, self.bn1, self.act1, self.pool = make_stem(stem, in_chans, widths[0], act_layer)
-        stages, width_in = [], widths[0]
-        for i, (depth, width) in enumerate(zip(layers, widths, strict=True)):
-            blocks = []
-            for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
-                block = SEWBlock(width_in, width, stride, bottleneck=bottleneck, connect=connect, act_layer=act_layer)
-                blocks.append(block)
-                width_in = expansion * width
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
-        self.reset_classifier(num_classes)
-        self.init_weights()
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.stages(self.pool(self.act1(self.bn1(self.conv1(x)))))
+        if connect != "ADD" and (rate := options.get("drop_path_rate")):
+            raise ValueError(f"drop_path_rate needs connect='ADD', got connect={connect!r}, drop_path_rate={rate!r}")
+        block = partial(SEWBlock, bottleneck=bottleneck, connect=connect)
+        super().__init__(block, layers, widths, stem, expansion=4 if bottleneck else 1, **options)
 
 
 _LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 default_cfgs = generate_default_cfgs(
     {
-        **{f"tspike_sew_resnet{d}.untrained": default_cfg(num_classes=1000, size=224) for d in _LAYERS},
-        "tspike_sew_resnet_small.untrained": default_cfg(num_classes=10, size=32),
+        **{f"tspike_sew_resnet{d}.untrained": default_cfg(num_classes=1000, size=224, reduction=32) for d in _LAYERS},
+        "tspike_sew_resnet_small.untrained": default_cfg(num_classes=10, size=32, reduction=4),
     }
 )
 
@@ -148,7 +136,7 @@ def _create(depth: int, pretrained: bool, kwargs: dict[str, Any]) -> SEWResNet:
         "bottleneck": depth >= 50,
         "stem": "imagenet",
     }
-    return build_model_with_cfg(SEWResNet, f"tspike_sew_resnet{depth}", pretrained, **{**own, **kwargs})
+    return build(SEWResNet, f"tspike_sew_resnet{depth}", pretrained, kwargs, **own)
 
 
 @register_model
@@ -184,4 +172,4 @@ def tspike_sew_resnet152(pretrained: bool = False, **kwargs: Any) -> SEWResNet:
 @register_model
 def tspike_sew_resnet_small(pretrained: bool = False, **kwargs: Any) -> SEWResNet:
     """SEW-ResNet-8 of widths 16-32-64."""
-    return build_model_with_cfg(SEWResNet, "tspike_sew_resnet_small", pretrained, **kwargs)
+    return build(SEWResNet, "tspike_sew_resnet_small", pretrained, kwargs, layers=(1, 1, 1))

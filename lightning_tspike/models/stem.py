@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-__all__ = ["Stem", "check_stages", "default_cfg", "make_stem"]
+__all__ = ["REDUCTIONS", "Stem", "check_stages", "default_cfg", "make_stem"]
 
 Stem: TypeAlias = Literal["cifar", "deep", "imagenet"]
 
+REDUCTIONS: dict[str, tuple[int, int]] = {"cifar": (1, 1), "deep": (1, 2), "imagenet": (2, 4)}
+"""How much smaller than the image a stem's features are, before and after its pool."""
+
 
 def make_stem(
-    stem: Stem, in_chans: int, width: int, act_layer: type[nn.Module], *, last_act: bool = True
+    stem: Stem,
+    in_chans: int,
+    width: int,
+    act_layer: Callable[..., nn.Module],
+    norm_layer: Callable[..., nn.Module],
+    *,
+    last_act: bool = True,
 ) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
-    """Layers of a stem from [B, in_chans, H, W]: convolution, batch norm, activation, pool.
+    """Layers of a stem from [B, in_chans, H, W]: convolution, norm, activation, pool.
 
     * ``"cifar"``: conv 3x3, BN, activation: [B, width, H, W].
     * ``"deep"``: three of these, then an average pool 2x2: [B, width, H/2, W/2].
@@ -26,16 +35,17 @@ def make_stem(
         in_chans: Channels of the image.
         width: Channels of the result.
         act_layer: Activation module.
+        norm_layer: Norm, called with the number of channels.
         last_act: Whether the stem ends with an activation.
 
     Raises:
         ValueError: There is no such stem.
     """
-    if stem not in ("cifar", "deep", "imagenet"):
+    if stem not in REDUCTIONS:
         raise ValueError(f"stem must be 'cifar', 'deep' or 'imagenet', got {stem!r}")
     if stem == "deep":
-        first = [_conv3x3(in_chans, width), nn.BatchNorm2d(width), act_layer(inplace=True)]
-        second = [_conv3x3(width, width), nn.BatchNorm2d(width), act_layer(inplace=True)]
+        first = [_conv3x3(in_chans, width), norm_layer(width), act_layer(inplace=True)]
+        second = [_conv3x3(width, width), norm_layer(width), act_layer(inplace=True)]
         conv: nn.Module = nn.Sequential(*first, *second, _conv3x3(width, width))
         pool: nn.Module = nn.AvgPool2d(2)
     elif stem == "cifar":
@@ -43,7 +53,7 @@ def make_stem(
     else:
         conv = nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False)
         pool = nn.AvgPool2d(3, stride=2, padding=1)
-    return conv, nn.BatchNorm2d(width), act_layer(inplace=True) if last_act else nn.Identity(), pool
+    return conv, norm_layer(width), act_layer(inplace=True) if last_act else nn.Identity(), pool
 
 
 def _conv3x3(width_in: int, width: int) -> nn.Conv2d:
@@ -56,13 +66,23 @@ def check_stages(layers: Sequence[int], widths: Sequence[int]) -> None:
         raise ValueError(f"layers and widths need one number per stage each, got layers={layers!r}, widths={widths!r}")
 
 
-def default_cfg(*, num_classes: int, size: int, first_conv: str = "conv1", **other: Any) -> dict[str, Any]:
-    """A configuration as timm wants it, for images of this size; there are no pretrained weights."""
+def default_cfg(
+    *, num_classes: int, size: int, reduction: int, first_conv: str = "conv1", **other: Any
+) -> dict[str, Any]:
+    """A configuration as timm wants it; there are no pretrained weights.
+
+    Args:
+        num_classes: Number of classes.
+        size: Height and width of images.
+        reduction: How much smaller the features are.
+        first_conv: Name of the first convolution.
+        other: Whatever else belongs in it.
+    """
     return {
         "url": "",
         "num_classes": num_classes,
         "input_size": (3, size, size),
-        "pool_size": (1, 1),
+        "pool_size": (size // reduction, size // reduction),
         "crop_pct": 1.0 if size < 100 else 0.875,
         "interpolation": "bilinear",
         "mean": (0.5, 0.5, 0.5) if size < 100 else (0.485, 0.456, 0.406),

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor, nn
+from timm.models import generate_default_cfgs, register_model
+from torch import nn
 
-from .head import Backbone
+from .backbone import Backbone, Layer, build, layer_type
 from .stem import check_stages, default_cfg
 
 __all__ = ["SpikingVGG"]
@@ -32,10 +32,14 @@ class SpikingVGG(Backbone):
         pool: ``"avg"``, as in the published code, or ``"max"``.
         num_classes: Number of classes; 0 leaves the head out.
         in_chans: Channels of the image.
+        global_pool: As in :meth:`lightning_tspike.models.backbone.Backbone.reset_classifier`.
+        drop_rate: Dropout before the classifier.
         act_layer: Activation module, called with ``inplace=True``.
+        norm_layer: Norm, called with the number of channels.
 
     Raises:
-        ValueError: ``layers`` and ``widths`` have different lengths or are empty, or ``pool`` is unknown.
+        ValueError: ``layers`` and ``widths`` have different lengths or are empty, a name is unknown, or ``drop_rate``
+            is out of range.
     """
 
     def __init__(
@@ -45,43 +49,47 @@ class SpikingVGG(Backbone):
         pool: Literal["avg", "max"] = "avg",
         num_classes: int = 10,
         in_chans: int = 3,
-        act_layer: type[nn.Module] = nn.ReLU,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        act_layer: Layer = nn.ReLU,
+        norm_layer: Layer = nn.BatchNorm2d,
     ) -> None:
-        super().__init__()
+        super().__init__(drop_rate)
         check_stages(layers, widths)
         if pool not in ("avg", "max"):
             raise ValueError(f"pool must be 'avg' or 'max', got {pool!r}")
-        self.num_features = widths[-1]
+        act, norm = layer_type(act_layer, "act_layer"), layer_type(norm_layer, "norm_layer")
         stages, width_in = [], in_chans
         for i, (depth, width) in enumerate(zip(layers, widths, strict=True)):
             stage: list[nn.Module] = []
             if i > 0:
                 stage.append(nn.AvgPool2d(2) if pool == "avg" else nn.MaxPool2d(2))
             for _ in range(depth):
-                stage += [nn.Conv2d(width_in, width, 3, padding=1), nn.BatchNorm2d(width), act_layer(inplace=True)]
+                stage += [nn.Conv2d(width_in, width, 3, padding=1), norm(width), act(inplace=True)]
                 width_in = width
             stages.append(nn.Sequential(*stage))
         self.stages = nn.Sequential(*stages)
-        self.reset_classifier(num_classes)
+        self.num_features = widths[-1]
+        self.feature_info = [
+            {"num_chs": width, "reduction": 2**i, "module": f"stages.{i}"} for i, width in enumerate(widths)
+        ]
+        self.reset_classifier(num_classes, global_pool)
         self.init_weights()
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.stages(x)
 
 
 _DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3)}
 
 default_cfgs = generate_default_cfgs(
     {
-        f"tspike_{name}.untrained": default_cfg(num_classes=10, size=32, first_conv="stages.0.0")
-        for name in ("vgg11", "vgg13", "vgg16", "vgg_small")
+        f"tspike_{name}.untrained": default_cfg(num_classes=10, size=32, reduction=reduction, first_conv="stages.0.0")
+        for name, reduction in (("vgg11", 16), ("vgg13", 16), ("vgg16", 16), ("vgg_small", 4))
     }
 )
 
 
 def _create(depth: int, pretrained: bool, kwargs: dict[str, Any]) -> SpikingVGG:
     own = {"layers": _DEPTHS[depth], "widths": (64, 128, 256, 512, 512)}
-    return build_model_with_cfg(SpikingVGG, f"tspike_vgg{depth}", pretrained, **{**own, **kwargs})
+    return build(SpikingVGG, f"tspike_vgg{depth}", pretrained, kwargs, **own)
 
 
 @register_model
@@ -105,4 +113,4 @@ def tspike_vgg16(pretrained: bool = False, **kwargs: Any) -> SpikingVGG:
 @register_model
 def tspike_vgg_small(pretrained: bool = False, **kwargs: Any) -> SpikingVGG:
     """VGG with three convolutions of widths 16-32-64."""
-    return build_model_with_cfg(SpikingVGG, "tspike_vgg_small", pretrained, **kwargs)
+    return build(SpikingVGG, "tspike_vgg_small", pretrained, kwargs, layers=(1, 1, 1))
