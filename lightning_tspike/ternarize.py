@@ -183,15 +183,20 @@ def ternarize(
     input_size: tuple[int, int, int] | None = None,
     **options: Unpack[NeuronOptions],
 ) -> SpikingNetwork:
-    """Turn a network into a spiking one, in place: each activation module becomes a layer of spiking neurons.
+    """Turn a network into a spiking one, in place: each activation becomes a layer of spiking neurons.
+
+    Activations are modules (:data:`ACTIVATIONS` and timm's own). A call of a function (``F.relu``) is turned into a
+    module where that is safe (:func:`lightning_tspike.modularize.functions_to_modules`): where the module that calls it
+    takes tensors alone, does the same with all of them, in training as in eval mode, and has no public method but its
+    ``forward``. Calls that stay are warned of, with their lines; so are modules that are called at several places.
 
     Where spikes of several layers are added up (a shortcut of spikes onto spikes), these layers get one amplitude
     together, so that the sum can be folded. With ``amplitude="channel"``, a module that is called with different
     numbers of channels, or whose channels come last (tokens of a transformer), gets one amplitude for the layer.
 
     Args:
-        model: Any module that maps images [B, C, H, W] to logits [B, K] and whose activations are modules, such as
-            timm's. It is changed and becomes part of the result.
+        model: Any module that maps images [B, C, H, W] to logits [B, K], such as timm's and torchvision's. It is
+            changed and becomes part of the result; if anything fails, it stays as it was.
         timesteps: Number of time steps T.
         neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
         freeze_cancelled: Keep at 1, without a parameter, every amplitude that changes nothing in training because a
@@ -206,7 +211,7 @@ def ternarize(
         The network: [B, C, H, W] or [B, T, C, H, W] -> [B, K].
 
     Raises:
-        ValueError: The model has no activation module (:data:`ACTIVATIONS`), or a neuron option is out of range.
+        ValueError: The model has no activation that can become a neuron, or a neuron option is out of range.
         TraceError: The model could not be traced, which ``amplitude="channel"`` needs to tell the channels.
     """
     if neuron not in NEURONS:
@@ -233,7 +238,7 @@ def ternarize(
             neurons[activation] = take_hooks(activation, layer.to(weight.device, weight.dtype))
             replace_module(model, activation, neurons[activation], undo)
         if graph:  # in which the activations' names now stand for the neurons
-            _warn_of_shared(graph, activations)
+            _warn_of_calls(graph, activations)
             _tie_amplitudes(GaugeClasses(graph, model))
             if freeze_cancelled:
                 for silent in TrainingScales(graph, model).cancelled():
@@ -290,9 +295,17 @@ def _encoders(
     return []
 
 
-def _warn_of_shared(graph: fx.Graph, activations: Mapping[str, nn.Module]) -> None:
-    calls = Counter(activations[n.target] for n in graph.nodes if n.op == "call_module" and n.target in activations)
+def _warn_of_calls(graph: fx.Graph, activations: Mapping[str, nn.Module]) -> None:
+    """Name the activations whose neurons are called at several places, or whose result nobody uses."""
+    nodes = [n for n in graph.nodes if n.op == "call_module" and n.target in activations]
+    calls = Counter(activations[n.target] for n in nodes)
     names = {module: name for name, module in reversed(activations.items())}
+    if unused := [f"{n.target} ({n.meta['line']})" for n in nodes if not n.users]:
+        warnings.warn(
+            f"these activations only work in place, and nothing reads what they return: {', '.join(unused)}; neurons "
+            "do not work in place, so that there nothing spikes: write x = self.act(x)",
+            stacklevel=3,
+        )
     if shared := [f"{names[module]} ({count} calls)" for module, count in calls.items() if count > 1]:
         warnings.warn(
             "these activations are called at several places, which share one layer of neurons with one amplitude and "

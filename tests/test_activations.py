@@ -189,6 +189,18 @@ def test_a_module_called_twice_is_named(randomize: Callable[[SpikingNetwork], Sp
     assert report.deviation < 1e-12
 
 
+class _InPlace(_Block):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.conv(self.act(self.stem(x))))
+        self.function(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def test_an_activation_that_only_works_in_place_is_named() -> None:
+    with pytest.warns(UserWarning, match=r"only work in place.*function \(.*test_activations.py:\d+\)"):
+        ternarize(_InPlace(nn.ReLU(inplace=True)), 2, input_size=(3, 8, 8))
+
+
 def test_torchvisions_functions_become_neurons(randomize: Callable[[SpikingNetwork], SpikingNetwork]) -> None:
     model = nn.Sequential(
         BasicConv2d(3, 8, kernel_size=3), Inception(8, 4, 4, 4, 4, 4, 4), nn.Flatten(), nn.LazyLinear(3)
