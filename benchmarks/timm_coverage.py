@@ -1,7 +1,10 @@
-"""Try every timm model whose activations are all ReLU modules: ternarize it, fold it, and write down what came of it.
+"""Try the models of timm and torchvision: ternarize each, fold it, and write down what came of it.
 
-    python -m benchmarks.timm_coverage            # hours on two cores; goes on where it was stopped
-    python -m benchmarks.timm_coverage 'resnet*'  # only these
+    python -m benchmarks.timm_coverage                 # hours on two cores; goes on where it was stopped
+    python -m benchmarks.timm_coverage 'resnet*'       # only these
+    python -m benchmarks.timm_coverage 'torchvision/*' # only torchvision's
+
+Of timm those whose activations are all ReLU modules, of torchvision all that classify images, the smallest first.
 
 Weights, batch-norm statistics and amplitudes are random, in float64; nothing is downloaded. Each model is folded once
 with one amplitude per layer and once with one per channel, and the fold verifies itself on two images of noise. Results
@@ -25,23 +28,26 @@ from typing import Any
 
 import timm
 import torch
+import torchvision
 from torch import nn
 
+from lightning_tspike.activations import is_activation
 from lightning_tspike.fold import fold
-from lightning_tspike.ternarize import ACTIVATIONS, SpikingNetwork, ternarize
+from lightning_tspike.ternarize import SpikingNetwork, ternarize
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "timm_coverage.jsonl"
 PAGE = ROOT / "docs" / "timm.md"
 LARGEST = 250_000_000  # parameters: float64, three copies and the gradients' buffers must fit into the memory
-SECONDS = 240  # for one model
+SECONDS = 240  # of processor time, for one model
 TIMESTEPS = 2
+TORCHVISION = "torchvision/"  # a model's name begins with it
 
 
 def main(patterns: list[str]) -> None:
     """Try the models that match and are not in the results yet, then write the page."""
     done = {record["name"] for record in _records()}
-    names = [n for n in timm.list_models() if not n.startswith("tspike_")]
+    names = [n for n in timm.list_models() if not n.startswith("tspike_")] + _torchvisions()
     names = [n for n in names if not patterns or any(fnmatch.fnmatch(n, p) for p in patterns)]
     warnings.simplefilter("ignore")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +66,11 @@ def _try(name: str) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         with _time_limit(SECONDS):
-            with torch.device("meta"):
-                outline = timm.create_model(name)
+            with torch.device("cpu" if name.startswith(TORCHVISION) else "meta"):  # RegNet reads numbers it has made
+                outline = _create(name)
             record["parameters"] = sum(p.numel() for p in outline.parameters())
-            kinds = {type(m) for m in outline.modules() if _is_activation(m)}
-            if kinds != {nn.ReLU}:
+            kinds = {type(m) for m in outline.modules() if is_activation(m)}
+            if kinds != {nn.ReLU} and not name.startswith(TORCHVISION):
                 return record | {"status": "other activations", "why": ", ".join(sorted(k.__name__ for k in kinds))}
             if record["parameters"] > LARGEST:
                 return record | {"status": "not tried", "why": f"more than {LARGEST:,} parameters"}
@@ -79,15 +85,22 @@ def _try(name: str) -> dict[str, Any]:
     return record | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def _is_activation(module: nn.Module) -> bool:
-    """An activation, of torch or timm; gates (sigmoids) are none."""
-    is_timms = type(module).__module__ == "timm.layers.activations" and "sigmoid" not in type(module).__name__.lower()
-    return isinstance(module, ACTIVATIONS) or is_timms
+def _create(name: str) -> nn.Module:
+    if name.startswith(TORCHVISION):
+        return torchvision.models.get_model(name.removeprefix(TORCHVISION), weights=None)
+    return timm.create_model(name)
+
+
+def _torchvisions() -> list[str]:
+    """Torchvision's image classifiers, the smallest first."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    sizes = {name: torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"] for name in names}
+    return [TORCHVISION + name for name in sorted(names, key=sizes.__getitem__)]
 
 
 def _fold(name: str, amplitude: Any) -> dict[str, Any]:
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = _create(name).eval()
     network = randomize(ternarize(model, TIMESTEPS, amplitude=amplitude, freeze_cancelled=False))
     _, height, width = network.input_size
     for size in dict.fromkeys([(min(64, height), min(64, width)), (height, width)]):
@@ -109,6 +122,7 @@ def _fold(name: str, amplitude: Any) -> dict[str, Any]:
         "silent": len(report.silent),
         "cancelled": sum(neuron.effect == "cancelled" for neuron in report.neurons),
         "size": list(size),
+        "functions": len(report.functions),
     }
 
 
@@ -135,12 +149,12 @@ def _time_limit(seconds: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError(f"more than {seconds} s")
 
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _records() -> list[dict[str, Any]]:
@@ -149,14 +163,22 @@ def _records() -> list[dict[str, Any]]:
 
 def write_page() -> None:
     """Write docs/timm.md from the results."""
-    records = sorted((r for r in _records() if r["status"] != "other activations"), key=lambda r: r["name"])
-    others = sum(r["status"] == "other activations" for r in _records())
+    of_torchvision = {r["name"]: r for r in _records() if r["name"].startswith(TORCHVISION)}
+    of_timm = [r for r in _records() if r["name"] not in of_torchvision]
+    records = sorted((r for r in of_timm if r["status"] != "other activations"), key=lambda r: r["name"])
+    others = len(of_timm) - len(records)
     tried = [r for r in records if "channel" in r]
     full = {kind: sum(not r[kind]["kept"] for r in tried) for kind in ("layer", "channel")}
-    left = {status: sum(r["status"] == status for r in records) for status in ("refused", "not tried")}
+    left = _left(records)
+    missing = {"status": "not tried", "why": "no time yet"}
+    torchvisions = [of_torchvision.get(name, {"name": name} | missing) for name in sorted(_torchvisions())]
+    tv_tried, tv_left = [r for r in torchvisions if "channel" in r], _left(torchvisions)
+    tv_full = {kind: sum(not r[kind]["kept"] for r in tv_tried) for kind in ("layer", "channel")}
     versions = f"timm {timm.__version__}, torch {torch.__version__.split('+')[0]}, {platform.machine()} CPU"
     lines = [
-        "# timm models whose activations are ReLU modules",
+        "# Models of timm and torchvision",
+        "",
+        "## timm models whose activations are ReLU modules",
         "",
         f"Written by `python -m benchmarks.timm_coverage` ({versions}), from "
         f"`benchmarks/results/timm_coverage.jsonl`. Each of the {len(records)} models is built with random weights, "
@@ -172,12 +194,37 @@ def write_page() -> None:
         "of the weighted layers, and of their multiply-accumulate operations, whose input was integer on the images of "
         "noise.",
         "",
+        *_table(records),
+        "",
+        "## torchvision's image classifiers",
+        "",
+        f"The same for all {len(torchvisions)} of torchvision {torchvision.__version__.split('+')[0]}, whatever their "
+        "activations. Where a module calls an activation as a function (GoogLeNet, Inception), it is turned into a "
+        "module. A residual block has one ReLU for two places, which become one layer of neurons.",
+        "",
+        f"Of {len(torchvisions)}, {tv_full['layer']} fold fully with one amplitude per layer and {tv_full['channel']} "
+        f"with one per channel, the others of {len(tv_tried)} partly; {tv_left['refused']} refused, "
+        f"{tv_left['not tried']} not tried.",
+        "",
+        *_table(torchvisions),
+    ]
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def _left(records: list[dict[str, Any]]) -> dict[str, int]:
+    return {status: sum(r["status"] == status for r in records) for status in ("refused", "not tried")}
+
+
+def _table(records: list[dict[str, Any]]) -> list[str]:
+    lines = [
         "| model | neurons | folded | deviation | additions only: layers, operations | |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for r in records:
+        name = r["name"].removeprefix(TORCHVISION)
         if "layer" not in r or "channel" not in r:
-            lines.append(f"| {r['name']} | | | | | {r['status']}: {_escaped(r['why'])} |")
+            lines.append(f"| {name} | | | | | {r['status']}: {_escaped(r['why'])} |")
             continue
         layer, channel = r["layer"], r["channel"]
         folded = " / ".join(str(k["neurons"] - len(k["kept"])) for k in (layer, channel))
@@ -185,9 +232,10 @@ def write_page() -> None:
         deviation = max(layer["deviation"], channel["deviation"])
         kept, where = (layer["kept"], "kept") if layer["kept"] else (channel["kept"], "kept per channel")
         note = f"{where}: {', '.join(kept[:3])}{', …' if len(kept) > 3 else ''}" if kept else ""
-        lines.append(f"| {r['name']} | {layer['neurons']} | {folded} | {deviation:.0e} | {shares} | {note} |")
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join(lines) + "\n")
+        if layer.get("functions"):
+            note += f"{'; ' if note else ''}{layer['functions']} activations stay functions"
+        lines.append(f"| {name} | {layer['neurons']} | {folded} | {deviation:.0e} | {shares} | {note} |")
+    return lines
 
 
 def _escaped(text: str) -> str:

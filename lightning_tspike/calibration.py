@@ -29,7 +29,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from .functional import per_channel
+from .graph import trace
 from .hooks import watched
+from .modularize import functions_to_modules
 from .neurons import SpikingNeuron
 from .operations import NORMS, Kind, absorbs, channel_axis, count_owners, kind_of, layer_of
 from .ternarize import SpikingNetwork
@@ -82,6 +84,12 @@ def calibrate(network: SpikingNetwork, ann: nn.Module, images: Tensor) -> dict[s
     if images.ndim != 4 or len(images) < 2:
         raise ValueError(f"calibration needs two or more still images [B, C, H, W], got shape {tuple(images.shape)}")
     copy_weights(network, ann)
+    with ExitStack() as undo:  # the ANN is as it was afterwards
+        ann, _ = functions_to_modules(ann, trace(ann, images[:1]), images[:1], undo)
+        return _calibrate(network, ann, images)
+
+
+def _calibrate(network: SpikingNetwork, ann: nn.Module, images: Tensor) -> dict[str, float]:
     graph = network.trace(images[:1])
     calls = Counter(module for _, module in _calls(graph, network.model))
     owners = count_owners(network.model)

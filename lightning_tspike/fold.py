@@ -32,7 +32,6 @@ A neuron whose class must have g = 1, or shares its class with another amplitude
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from typing import Any, Literal
 
@@ -40,8 +39,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from .activations import activation_calls
 from .gauge import GaugeClasses, TrainingScales
-from .graph import TraceError
+from .graph import TraceError, copy_of
 from .hooks import Look, watching
 from .neurons import SpikingNeuron
 from .operations import NORMS, WEIGHTED, sums_whole_windows
@@ -84,8 +84,8 @@ def fold(
             than rounding.
     """
     weight = next(network.parameters())
-    exact = copy.deepcopy(network).to("cpu", torch.float64).eval()
-    folded = copy.deepcopy(exact)
+    exact = copy_of(network).to("cpu", torch.float64).eval()
+    folded = copy_of(exact)
     if example is None:
         generator = torch.Generator().manual_seed(0)
         example = torch.randn(2, *network.input_size, generator=generator, dtype=torch.float64)
@@ -119,7 +119,8 @@ def fold(
         for neuron, layer in classes.neurons()
     )
     layers = tuple(_layer_inputs(folded, example))
-    report = FoldReport(neurons, layers, deviation, rewrites.sum_pools, dict(rewrites.merged_norms))
+    functions = tuple(where for _, where in activation_calls(graph))
+    report = FoldReport(neurons, layers, deviation, rewrites.sum_pools, dict(rewrites.merged_norms), functions)
     return folded.to(weight.device, weight.dtype), report
 
 

@@ -58,7 +58,8 @@ class _Ids:
         self.layers: dict[nn.Module, Layer] = {}  # in the order of execution
         self.ids: dict[fx.Node, Any] = {}
         self._count = 1  # id 0 is the gauge 1
-        self._pairs: list[tuple[Tensor, Tensor]] = []
+        one = torch.zeros(1, dtype=torch.int64)
+        self._pairs: list[tuple[Tensor, Tensor]] = [(one, one)]
         for node in graph.nodes:
             self._visit(node)
         self.labels = self._components()  # id -> class
@@ -117,12 +118,28 @@ class _Ids:
                 for n in signals:
                     self.pin(self.ids[n])
         else:
-            result = self._apply(node, signals) if signals and node.op not in ("placeholder", "get_attr") else None
+            result = self._follow(node, signals) if signals and node.op not in ("placeholder", "get_attr") else None
             if result is None:  # an input, a constant, or an operation without a rule: gauge 1 on both sides
                 for n in signals:
                     self.pin(self.ids[n])
+                if (found := ops.layer_of(node, self.modules)) is not None and found[0] in self.layers:
+                    self.pin(self.layers[found[0]].outputs)
                 result = _map(lambda v: torch.zeros([1] * v.ndim, dtype=torch.int64), value)
             self.ids[node] = result
+
+    def _follow(self, node: fx.Node, signals: list[fx.Node]) -> Any:
+        """Ids of what an operation gives; None where nothing is known about it."""
+        value = node.meta["value"]
+        try:
+            result = self._apply(node, signals)
+        except Exception:  # what a model does with its tensors, stand-ins for them may refuse
+            return None
+        if node.meta["hooked"] or result is None:
+            return None
+        pairs = zip(_tensors(result), _tensors(value), strict=True)
+        # a conversion to whole numbers rounds; a rule must not be wrong about the shape
+        fits = all(i.ndim == v.ndim and v.is_floating_point() and _broadcasts(i.shape, v.shape) for i, v in pairs)
+        return result if fits else None
 
     def _apply(self, node: fx.Node, signals: list[fx.Node]) -> Any:
         if (found := ops.layer_of(node, self.modules)) is not None:
@@ -169,7 +186,9 @@ class _Ids:
                 return n.meta["value"]
             # whole numbers and masks say where to move; not every operation moves integers
             return _map(
-                lambda v, i: i.double().expand(v.shape) if v.is_floating_point() else v, n.meta["value"], self.ids[n]
+                lambda v, i: i.double().expand(v.shape).contiguous() if v.is_floating_point() else v,
+                n.meta["value"],
+                self.ids[n],
             )
 
         args, kwargs = fx.node.map_arg(node.args, stand_in), fx.node.map_arg(node.kwargs, stand_in)
@@ -355,10 +374,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _map(function: Callable[..., Any], value: Any, *others: Any) -> Any:
-    """Apply a function to a tensor, or to each tensor of a nested list."""
+    """Apply a function to a tensor, or to each tensor of a nested list; what is no tensor (None) stays."""
     if isinstance(value, (tuple, list)):
         return [_map(function, *items) for items in zip(value, *others, strict=True)]
-    return function(value, *others)
+    return function(value, *others) if isinstance(value, Tensor) else value
+
+
+def _broadcasts(small: torch.Size, shape: torch.Size) -> bool:
+    return all(a in (1, b) for a, b in zip(small, shape, strict=True))
 
 
 def _compressed(ids: Tensor) -> Tensor:

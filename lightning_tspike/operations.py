@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 import operator
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -87,8 +88,11 @@ def layer_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[nn.Module
     kinds = (SpikingNeuron, *WEIGHTED, *NORMS, *OTHER_NORMS)
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return (module, _input(node)) if isinstance(module, kinds) else None
+        is_layer = isinstance(module, kinds) and _has_channels_second(node, type(module).__name__)
+        return (module, _input(node)) if is_layer else None
     if node.op != "call_function" or node.target not in _LAYER_FUNCTIONS:
+        return None
+    if not _has_channels_second(node, getattr(node.target, "__name__", "")):
         return None
     attributes = [str(n.target).rpartition(".") for n in node.all_input_nodes if n.op == "get_attr"]
     owners = {owner for owner, _, _ in attributes}
@@ -110,9 +114,13 @@ def _input(node: fx.Node) -> Any:
 def kind_of(node: fx.Node, modules: Mapping[str, nn.Module], is_constant: Callable[[fx.Node], bool]) -> Kind | None:
     """The kind of an operation; None for one without a rule."""
     if node.op == "call_module":
-        return next((kind for kind, types in _MODULES.items() if isinstance(modules[str(node.target)], types)), None)
+        module = modules[str(node.target)]
+        kind = next((kind for kind, types in _MODULES.items() if isinstance(module, types)), None)
+        return None if kind is Kind.LOCAL and not _has_channels_second(node, type(module).__name__) else kind
     table: dict[Kind, Any] = _METHODS if node.op == "call_method" else _FUNCTIONS
     kind = next((kind for kind, targets in table.items() if node.target in targets), None)
+    if kind is Kind.LOCAL and not _has_channels_second(node, getattr(node.target, "__name__", "")):
+        return None
     if kind in (Kind.JOIN, Kind.PRODUCT):
         return _binary_kind(node, kind, is_constant)
     if node.target is F.pad and _pads_in_space(node):
@@ -120,6 +128,12 @@ def kind_of(node: fx.Node, modules: Mapping[str, nn.Module], is_constant: Callab
     if node.target is F.conv2d and _is_fixed_filter(node, is_constant):
         return Kind.LOCAL
     return kind
+
+
+def _has_channels_second(node: fx.Node, name: str) -> bool:
+    """Whether what a layer such as ``MaxPool2d`` or ``conv1d`` reads has a batch, so that channels are dimension 1."""
+    space = re.search(r"([123])d", name)
+    return space is None or "BatchNorm" in name or _input(node).meta["value"].ndim == int(space[1]) + 2
 
 
 def _binary_kind(node: fx.Node, kind: Kind, is_constant: Callable[[fx.Node], bool]) -> Kind | None:

@@ -146,6 +146,8 @@ class FoldReport:
             logit.
         sum_pools: Average pools that sum now; the gauge has taken up their division.
         merged_norms: Norms that are part of the layer before them now: name of the norm -> name of that layer.
+        functions: Activations that are no neurons, because they are called as functions: which one, in which module, at
+            which line.
     """
 
     neurons: tuple[FoldedNeuron, ...]
@@ -153,6 +155,7 @@ class FoldReport:
     deviation: float
     sum_pools: tuple[str, ...] = ()
     merged_norms: dict[str, str] | None = None
+    functions: tuple[str, ...] = ()
 
     @property
     def kept(self) -> list[str]:
@@ -202,6 +205,7 @@ class FoldReport:
             f"of them with {100 * self.addition_only_macs:.1f} % of the MACs need additions only; "
             f"greatest relative deviation in float64 {self.deviation:.1e}"
             + (f"; never fired, so not verified: {', '.join(self.silent)}" if self.silent else "")
+            + (f"; activations that are no neurons: {', '.join(self.functions)}" if self.functions else "")
         )
 
 

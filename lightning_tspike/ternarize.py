@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from typing_extensions import Unpack
 
+from .activations import ACTIVATIONS, activation_calls, is_activation, replace_module, take_hooks
 from .gauge import GaugeClasses, TrainingScales
-from .graph import TraceError, static_encoders, trace
+from .graph import TraceError, counts_on_batch, static_encoders, trace
+from .modularize import functions_to_modules
 from .network import SpikingNetwork
 from .neurons import NEURONS, NeuronOptions, SpikingNeuron
 from .operations import channel_axis, layer_of
 
 __all__ = ["ACTIVATIONS", "SpikingNetwork", "ternarize"]
-
-ACTIVATIONS: tuple[type[nn.Module], ...] = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
-)  # fmt: skip
-"""Modules that :func:`ternarize` replaces by neurons. Gates (Sigmoid, Softmax, Hardsigmoid) stay."""
 
 
 def ternarize(
@@ -31,15 +31,20 @@ def ternarize(
     input_size: tuple[int, int, int] | None = None,
     **options: Unpack[NeuronOptions],
 ) -> SpikingNetwork:
-    """Turn a network into a spiking one, in place: each activation module becomes a layer of spiking neurons.
+    """Turn a network into a spiking one, in place: each activation becomes a layer of spiking neurons.
+
+    Activations are modules (:data:`ACTIVATIONS` and timm's own). A call of a function (``F.relu``) is turned into a
+    module where that is safe (:func:`lightning_tspike.modularize.functions_to_modules`): where the module that calls it
+    takes tensors alone, does the same with all of them, in training as in eval mode, and has no public method but its
+    ``forward``. Calls that stay are warned of, with their lines; so are modules that are called at several places.
 
     Where spikes of several layers are added up (a shortcut of spikes onto spikes), these layers get one amplitude
     together, so that the sum can be folded. With ``amplitude="channel"``, a module that is called with different
     numbers of channels, or whose channels come last (tokens of a transformer), gets one amplitude for the layer.
 
     Args:
-        model: Any module that maps images [B, C, H, W] to logits [B, K] and whose activations are modules, such as
-            timm's. It is changed and becomes part of the result.
+        model: Any module that maps images [B, C, H, W] to logits [B, K], such as timm's and torchvision's. It is
+            changed and becomes part of the result; if anything fails, it stays as it was.
         timesteps: Number of time steps T.
         neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
         freeze_cancelled: Keep at 1, without a parameter, every amplitude that changes nothing in training because a
@@ -54,46 +59,108 @@ def ternarize(
         The network: [B, C, H, W] or [B, T, C, H, W] -> [B, K].
 
     Raises:
-        ValueError: The model has no activation module (:data:`ACTIVATIONS`), or a neuron option is out of range.
+        ValueError: The model has no activation that can become a neuron, or a neuron option is out of range.
         TraceError: The model could not be traced, which ``amplitude="channel"`` needs to tell the channels.
     """
-    activations = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, ACTIVATIONS)}
-    if not activations:
-        raise ValueError(
-            f"{type(model).__name__} has no activation modules to replace by neurons; activations called as "
-            f"functions (torch.relu, F.relu) must be turned into modules ({', '.join(a.__name__ for a in ACTIVATIONS)})"
-        )
     if neuron not in NEURONS:
         raise ValueError(f"neuron must be one of {sorted(NEURONS)}, got {neuron!r}")
     weight = next(model.parameters(), torch.empty(0))
-    graph: fx.Graph | None = None
     sizes = [input_size] if input_size else _input_sizes(model)
-    for size in sizes:
-        try:
-            graph = trace(model, torch.zeros(1, *size, device=weight.device, dtype=weight.dtype))
-            break
-        except TraceError:
-            if size is sizes[-1] and options.get("amplitude") == "channel":
-                raise
-    # Without a graph all is right, only slower: the input is repeated from the start, no amplitude is tied or frozen.
-    input_size = size if graph else sizes[0]
-    channels = _channels(graph, model, activations) if graph else {}
-    neurons: dict[nn.Module, SpikingNeuron] = {}
-    for activation in activations.values():  # one layer of neurons for each, however many names it has
-        if activation not in neurons:
+    with ExitStack() as undo:  # should anything fail, the model is as it was
+        graph, example = _trace(model, sizes, weight, must_trace=options.get("amplitude") == "channel")
+        if graph is not None:
+            model, graph = functions_to_modules(model, graph, example, undo)
+        left = [where for _, where in activation_calls(graph)] if graph else []
+        activations = {name: m for name, m in model.named_modules(remove_duplicate=False) if is_activation(m)}
+        if not activations:
+            raise ValueError(
+                f"{type(model).__name__} has no activation modules to replace by neurons; activations that are called "
+                f"as functions must be turned into modules (nn.ReLU, nn.GELU, ...): {', '.join(left) or 'none seen'}"
+            )
+        encoders = _encoders(model, graph, activations, example)
+        channels = _channels(graph, model, activations) if graph else {}
+        neurons: dict[nn.Module, SpikingNeuron] = {}
+        for activation in dict.fromkeys(activations.values()):  # one layer for each, however many names it has
             own = _by_layer(options) if channels.get(activation) is None else options
             layer = NEURONS[neuron](timesteps, channels=channels.get(activation), **own)
-            neurons[activation] = layer.to(weight.device, weight.dtype)
+            neurons[activation] = take_hooks(activation, layer.to(weight.device, weight.dtype))
+            replace_module(model, activation, neurons[activation], undo)
+        if graph:  # in which the activations' names now stand for the neurons
+            _warn_of_calls(graph, activations)
+            _tie_amplitudes(GaugeClasses(graph, model))
+            if freeze_cancelled:
+                for silent in TrainingScales(graph, model).cancelled():
+                    silent.raw_amplitude = None
+        # Without a graph all is right, only slower: the input is repeated from the start, no amplitude is tied.
+        network = SpikingNetwork(model, timesteps, input_size=tuple(example.shape[1:]), encoders=encoders)
+        undo.pop_all()
+    if left:
+        warnings.warn(
+            f"these activations are called as functions and stay as they are, no neurons: {', '.join(left)}; make them "
+            "modules (self.act = nn.ReLU()) of the module that calls them",
+            stacklevel=2,
+        )
+    return network
+
+
+def _trace(
+    model: nn.Module, sizes: list[tuple[int, int, int]], weight: Tensor, *, must_trace: bool
+) -> tuple[fx.Graph | None, Tensor]:
+    """The graph, None where no size can be traced, and the example that it was traced on."""
+    generator = torch.Generator().manual_seed(0)
+    examples = [torch.randn(1, *size, generator=generator).to(weight) for size in sizes]
+    for example in examples:
+        try:
+            return trace(model, example), example
+        except TraceError as error:
+            reason = error
+    if must_trace:
+        raise reason
+    warnings.warn(
+        f"{reason}. So images are repeated T times from the start, which is right but slower; amplitudes of spikes "
+        "that are added up are not tied, so they cannot be folded; activations that are called as functions go unseen",
+        stacklevel=3,
+    )
+    return None, examples[0]
+
+
+def _encoders(
+    model: nn.Module, graph: fx.Graph | None, activations: Mapping[str, nn.Module], example: Tensor
+) -> list[str]:
+    """Neurons that end the static prefix; none where the model would mix samples behind it."""
     encoders = static_encoders(graph, activations.__contains__) if graph else []
-    for name, activation in activations.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, neurons[activation])
-    if graph:  # in which the activations' names now stand for the neurons
-        _tie_amplitudes(GaugeClasses(graph, model))
-        if freeze_cancelled:
-            for silent in TrainingScales(graph, model).cancelled():
-                silent.raw_amplitude = None
-    return SpikingNetwork(model, timesteps, input_size=input_size, encoders=encoders)
+    if not encoders:
+        return []
+    line = counts_on_batch(model, encoders, example)
+    if line is None:
+        return encoders
+    warnings.warn(
+        f"{type(model).__name__} reads the number of images before its first neurons and uses it behind them ({line}), "
+        "where every time step counts; so images are repeated T times from the start, which is right but slower. "
+        "Read the number there, from the tensor at hand (z.shape[0]), to compute the first layers only once",
+        stacklevel=3,
+    )
+    return []
+
+
+def _warn_of_calls(graph: fx.Graph, activations: Mapping[str, nn.Module]) -> None:
+    """Name the activations whose neurons are called at several places, or whose result nobody uses."""
+    nodes = [n for n in graph.nodes if n.op == "call_module" and n.target in activations]
+    calls = Counter(activations[n.target] for n in nodes)
+    names = {module: name for name, module in reversed(activations.items())}
+    if unused := [f"{n.target} ({n.meta['line']})" for n in nodes if not n.users]:
+        warnings.warn(
+            f"these activations only work in place, and nothing reads what they return: {', '.join(unused)}; neurons "
+            "do not work in place, so that there nothing spikes: write x = self.act(x)",
+            stacklevel=3,
+        )
+    if shared := [f"{names[module]} ({count} calls)" for module, count in calls.items() if count > 1]:
+        warnings.warn(
+            "these activations are called at several places, which share one layer of neurons with one amplitude and "
+            f"threshold: {', '.join(shared[:4])}{', ...' if len(shared) > 4 else ''}; give each place a module of its "
+            "own to have them learned apart",
+            stacklevel=3,
+        )
 
 
 def _by_layer(options: NeuronOptions) -> NeuronOptions:

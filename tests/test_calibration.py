@@ -203,3 +203,21 @@ def test_another_architecture_is_refused(ann: nn.Module) -> None:
 def test_needs_some_still_images(ann: nn.Module, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="two or more still images"):
         calibrate(small(), ann, torch.zeros(shape))
+
+
+class _Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.conv2, self.fc = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.conv2(F.relu(self.conv(x)))).mean((2, 3)))
+
+
+def test_an_ann_whose_activations_are_functions() -> None:
+    ann = _Functional()
+    network = ternarize(copy.deepcopy(ann), 4, input_size=(1, 8, 8))
+    errors = calibrate(network, ann, torch.randn(32, 1, 8, 8))
+    assert errors.keys() == network.neurons().keys() == {"relu", "relu2"}
+    assert max(errors.values()) < 0.9
+    assert dict(ann.named_children()).keys() == {"conv", "conv2", "fc"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
+from lightning_tspike.fold import fold
 from lightning_tspike.models import NetworkConfig, create_network
 from lightning_tspike.ternarize import SpikingNetwork, ternarize
 
@@ -176,3 +179,129 @@ def test_report_before_and_after_folding(lively: Callable[..., SpikingNetwork]) 
     assert {neuron.amplitude for neuron in network.report().neurons} == {"layer"}
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
     assert not network.training
+
+
+class _Between(nn.Module):
+    """Two neuron layers and, between them, something that the analysis has no rule for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act1, self.act2 = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ReLU()
+        self.conv, self.fc = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 6)
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.between(self.act1(self.stem(x)))
+        return self.fc(self.act2(self.conv(x)).mean((2, 3)))
+
+
+class _Attention(_Between):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        y = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return y.transpose(1, 2).reshape(x.shape)
+
+
+class _PoolOfTokens(_Between):
+    """A pool over [B, N, C] looks at neighbours among channels."""
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.max_pool2d(x.flatten(2), 3, 1, 1).unflatten(2, x.shape[2:])
+
+
+class _Unbatched(_Between):
+    """A convolution of single samples: their channels are dimension 0."""
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.conv(sample) for sample in x.unbind(0)])
+
+
+class _Rounding(_Between):
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return (3 * x).to(torch.int32).to(x.dtype)
+
+
+class _Reinterpreting(_Between):
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(torch.int64 if x.dtype == torch.float64 else torch.int32).bitwise_right_shift(3).to(x.dtype)
+
+
+class _Normed(_Between):
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.conv = nn.utils.weight_norm(self.conv)
+
+
+class _HookedLayer(_Between):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv.register_forward_hook(lambda _m, _args, output: output + 1.0)
+
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x)  # so that the hook's sum must not take up the amplitude
+
+
+class _HookedNeuron(_Between):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act1.register_forward_hook(lambda _m, _args, output: output.clamp(max=0.6))
+
+
+class _Writing(_Between):
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        y[:, 0] = 1.0
+        return y
+
+
+class _NamedOutputs(_Between):
+    def between(self, x: torch.Tensor) -> torch.Tensor:
+        return {"spikes": x, "nothing": None}["spikes"] + torch.frexp(x).mantissa
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        _Attention, _PoolOfTokens, _Unbatched, _Rounding, _Reinterpreting, _Normed, _HookedLayer, _HookedNeuron,
+        _Writing, _NamedOutputs,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("amplitude", ["layer", "channel"])
+def test_what_cannot_be_followed_keeps_its_amplitude(
+    kind: type[_Between], amplitude: str, randomize: Callable[[SpikingNetwork], SpikingNetwork]
+) -> None:
+    torch.manual_seed(1)
+    network = ternarize(kind(), 2, amplitude=amplitude, freeze_cancelled=False, input_size=(3, 8, 8))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    folded, report = fold(randomize(network), x)
+    assert report.kept == ["act1"]
+    assert report.deviation < 1e-12
+    assert not report.silent
+    torch.testing.assert_close(folded(x), network(x))
+
+
+def test_a_hook_that_only_looks_is_no_obstacle(randomize: Callable[[SpikingNetwork], SpikingNetwork]) -> None:
+    model, seen = _Between(), []
+    network = ternarize(model, 2, freeze_cancelled=False, input_size=(3, 8, 8))
+    for layer in (model.act1, model.conv):
+        layer.register_forward_hook(lambda _m, _args, output: seen.append(output.shape))
+    assert fold(randomize(network))[1].kept == []
+
+
+def test_a_view_of_a_permuted_tensor(randomize: Callable[[SpikingNetwork], SpikingNetwork]) -> None:
+    """ShuffleNetV2's shuffle of channels."""
+    block = torchvision.models.shufflenetv2.InvertedResidual
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), block(8, 8, 1), block(8, 8, 1), nn.Flatten(), nn.Linear(288, 3)
+    )
+    network = ternarize(model, 2, amplitude="channel", freeze_cancelled=False, input_size=(3, 8, 8))
+    _, report = fold(randomize(network))
+    assert report.kept == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -221,3 +223,67 @@ def test_amplitudes_per_channel_need_a_graph() -> None:
 def test_unknown_neuron() -> None:
     with pytest.raises(ValueError, match="neuron must be one of .*'ternary_lif'.*, got 'lif'"):
         ternarize(_Mixing(), 2, neuron="lif")
+
+
+class _Heads(nn.Module):
+    """Reads the number of images at the start and reshapes by it behind its neurons."""
+
+    def __init__(self, reads: Callable[[torch.Tensor, torch.Tensor], int]) -> None:
+        super().__init__()
+        self.conv, self.act, self.fc, self.reads = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 10), reads
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.act(self.conv(x))
+        z = z.reshape(self.reads(x, z), 8, -1)
+        return self.fc(z.mean(-1))
+
+
+@pytest.mark.parametrize("reads", [lambda x, _: x.shape[0], lambda x, _: len(x.tolist()), lambda x, _: x.size(0)])
+def test_images_are_not_mixed_by_a_batch_size_read_before_the_neurons(reads: Callable[..., int]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        network = ternarize(_Heads(reads), 4, input_size=(3, 8, 8)).eval()
+    assert network.encoders == ()
+    if "shape" in reads.__code__.co_names:
+        assert re.search(r"_Heads reads the number of images.*test_ternarize.py:\d+", str(caught[0].message))
+    x = torch.randn(8, 3, 8, 8)
+    logits = network(x)
+    assert logits.shape == (8, 10)
+    for i in range(8):
+        torch.testing.assert_close(network(x[i : i + 1]), logits[i : i + 1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_batch_size_read_behind_the_neurons_keeps_the_prefix() -> None:
+    network = ternarize(_Heads(lambda _, z: z.shape[0]), 4, input_size=(3, 8, 8)).eval()
+    assert network.encoders == ("act",)
+    x = torch.randn(8, 3, 8, 8)
+    torch.testing.assert_close(network(x), network(x.unsqueeze(1).expand(-1, 4, -1, -1, -1)))
+
+
+class _Loop(_Heads):
+    """Handles sample by sample, as many as came in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.act(self.conv(x))
+        return self.fc(torch.stack([z[i].mean((1, 2)) for i in range(x.shape[0])]))
+
+
+class _Index(_Heads):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.act(self.conv(x))
+        return self.fc(z[torch.arange(x.shape[0])].mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [_Loop, _Index])
+def test_other_ways_to_count_images(kind: type[_Heads]) -> None:
+    with pytest.warns(UserWarning, match="reads the number of images"):
+        network = ternarize(kind(max), 4, input_size=(3, 8, 8)).eval()
+    x = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(network(x), network(x.unsqueeze(1).expand(-1, 4, -1, -1, -1)))
+    assert network(x).shape == (3, 10)
+
+
+def test_says_that_a_model_cannot_be_traced() -> None:
+    with pytest.warns(UserWarning, match="_Untraceable could not be traced.*repeated T times"):
+        ternarize(_Untraceable(), 3)
