@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -27,6 +27,7 @@ from .losses import distillation_loss, membrane_regularization, tet_loss
 from .memory import Memory
 from .models import NetworkConfig, create_network, load_ann
 from .pretrained import start_from
+from .schedules import create_schedule
 from .seeding import epoch_seed, run_seed
 
 __all__ = ["TernarySNNModule"]
@@ -87,7 +88,8 @@ class TernarySNNModule(L.LightningModule):
         lr: Learning rate at its peak.
         momentum: Momentum, for the optimizers that have one.
         weight_decay: Weight decay; amplitudes, biases and batch norms are exempt.
-        sched: Learning-rate schedule, a name that timm.scheduler knows, updated after every epoch; ``"none"`` for none.
+        sched: Learning-rate schedule, a name that timm.scheduler knows; ``"none"`` for none. It is updated after every
+            epoch, or after every step where the trainer has ``max_steps`` or ``max_time`` alone.
         warmup_epochs: Epochs over which the learning rate rises linearly to its peak.
 
     Raises:
@@ -181,6 +183,8 @@ class TernarySNNModule(L.LightningModule):
         )
         self.network.memory = memory
         self._is_compiled = False
+        self._is_real_fit = False  # a tuner (learning rate, batch size) tries steps before on_fit_start
+        self._planned_lr: float | None = None  # what the optimizer was made with
         # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
         # the module: not of its parameters, its checkpoints or what DDP looks after
         self._anns: dict[str, torch.nn.Module] = {}
@@ -303,6 +307,9 @@ class TernarySNNModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         hp = self.hparams
+        self._is_real_fit = True
+        if self._planned_lr not in (None, hp["lr"]):  # Lightning's LearningRateFinder has just set another
+            self.trainer.strategy.setup_optimizers(self.trainer)
         if hp["teacher"]:
             teacher = load_ann(
                 hp["teacher"], hp["teacher_weights"], num_classes=hp["num_classes"], in_chans=hp["in_chans"]
@@ -310,12 +317,15 @@ class TernarySNNModule(L.LightningModule):
             self._anns["teacher"] = teacher.requires_grad_(False).to(self.device)
 
     def on_train_start(self) -> None:
-        ann = self._anns.pop("start", None)
+        ann = self._anns.get("start")
         if ann is not None and self.trainer.ckpt_path is None:  # a run that is resumed has begun already
             start_from(self, ann, images=self.hparams["calibration_images"])
+        if self._is_real_fit:  # after the trial of a tuner, Lightning takes the weights back
+            self._anns.pop("start", None)
 
     def teardown(self, stage: str) -> None:
         self._anns.pop("teacher", None)
+        self._is_real_fit = False
 
     def on_train_epoch_start(self) -> None:
         if (seed := run_seed()) is not None:
@@ -335,27 +345,22 @@ class TernarySNNModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hp = self.hparams
+        self._planned_lr = hp["lr"]
         optimizer = create_optimizer_v2(
             self.network, hp["opt"], lr=hp["lr"], weight_decay=hp["weight_decay"], momentum=hp["momentum"]
         )
         if hp["sched"] == "none":
             return optimizer
-        if hp["sched"] == "plateau":
-            raise ValueError(
-                "sched='plateau' is not supported: it would need a metric to watch; use 'cosine' or 'step'"
-            )
-        if self.trainer.max_epochs is None or self.trainer.max_epochs < 1:
-            raise ValueError(
-                f"the schedule {hp['sched']!r} must know how many epochs there will be: set the trainer's max_epochs "
-                f"(it is {self.trainer.max_epochs}), or sched='none'"
-            )
-        scheduler, _ = create_scheduler_v2(
-            optimizer, hp["sched"], num_epochs=self.trainer.max_epochs, warmup_epochs=hp["warmup_epochs"]
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        schedule: Any = create_schedule(self.trainer, optimizer, hp["sched"], warmup_epochs=hp["warmup_epochs"])
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step(epoch=self.current_epoch + 1, metric=metric)  # timm's: a function of the epoch to come
+        if not isinstance(scheduler, Scheduler):  # torch's: of a subclass, of a callback
+            super().lr_scheduler_step(scheduler, metric)
+        elif scheduler.t_in_epochs:  # timm's are functions of the epoch or the step to come
+            scheduler.step(self.current_epoch + 1, metric)
+        else:
+            scheduler.step_update(self.trainer.global_step, metric)
 
 
 def _check_images(x: Tensor) -> None:
