@@ -20,6 +20,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from . import functional
+from .batches import images_of, targets_of
 from .calibration import copy_weights
 from .checkpoint import LABEL_NAMES, PREPROCESSING
 from .kernels import can_compile
@@ -36,10 +37,10 @@ __all__ = ["TernarySNNModule"]
 class TernarySNNModule(L.LightningModule):
     """A backbone with spiking neurons, trained on the cross-entropy of the time-averaged logits or another loss.
 
-    Batches are pairs of images [B, C, H, W] or frames [B, T, C, H, W] and labels [B]; training batches may have
-    probabilities [B, K] instead, as mixup makes them (their accuracy is that of the likeliest class). Logged:
-    ``train/loss``, ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie
-    in [0, 1].
+    Batches are pairs of images [B, C, H, W] or frames [B, T, C, H, W] and labels [B]. Labels may also be one-hot rows
+    or, as mixup makes them, probabilities [B, K] (their accuracy is that of the likeliest class). Batches may also be
+    dicts, such as ``{"image": ..., "label": ...}``, or triples whose third part is left alone. Logged: ``train/loss``,
+    ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie in [0, 1].
 
     Args:
         backbone: A timm model whose activations are modules, e.g. ``"resnet34"``, ``"vgg16_bn"``,
@@ -239,25 +240,26 @@ class TernarySNNModule(L.LightningModule):
         """Images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, K], the mean over time."""
         return self.network(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self._step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities [B, K]; labels, where the batch has any, are not looked at."""
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        _check_images(x)
-        return self(x).softmax(-1)
+        return self(images_of(batch, self._network_dtype)).softmax(-1)
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: Literal["train", "val", "test"]) -> Tensor:
-        x, y = batch
-        _check_images(x)
-        _check_labels(y, self.hparams["num_classes"])
+    @property
+    def _network_dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def _step(self, batch: Any, stage: Literal["train", "val", "test"]) -> Tensor:
+        x = images_of(batch, self._network_dtype)
+        y = targets_of(batch, self.hparams["num_classes"])
         is_train = stage == "train"
         if is_train:
             loss, logits = self._training_loss(x, y)
@@ -361,29 +363,3 @@ class TernarySNNModule(L.LightningModule):
             scheduler.step(self.current_epoch + 1, metric)
         else:
             scheduler.step_update(self.trainer.global_step, metric)
-
-
-def _check_images(x: Tensor) -> None:
-    # A NaN would vanish without a trace: a neuron whose membrane potential is NaN never fires.
-    if not x.isfinite().all():
-        bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        raise ValueError(
-            f"the batch holds NaN or infinite values, in samples {bad} of {len(x)} (shape {tuple(x.shape)}); "
-            "look for damaged files or a division by zero in the preprocessing"
-        )
-
-
-def _check_labels(y: Tensor, num_classes: int) -> None:
-    if y.ndim == 2:  # probabilities
-        if y.shape[1] != num_classes:
-            raise ValueError(
-                f"label probabilities have shape {tuple(y.shape)}, expected [B, {num_classes}]; set num_classes to the "
-                "number of classes of the data"
-            )
-        return
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels run from {low} to {high}, expected 0 to {num_classes - 1}; "
-            "set num_classes to the number of classes of the data"
-        )

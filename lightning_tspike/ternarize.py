@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from typing_extensions import Unpack
 
+from .batches import logits_of
 from .gauge import GaugeClasses, TrainingScales
 from .graph import TraceError, static_encoders, trace
 from .hooks import is_watched
@@ -137,12 +138,13 @@ class SpikingNetwork(nn.Module):
             Logits [B, K], the mean over time, or [T, B, K] with ``per_step``.
 
         Raises:
-            ValueError: ``x`` has another number of dimensions, channels or time steps than the network.
+            ValueError: ``x`` has another number of dimensions, channels or time steps than the network, or the model
+            returns something in which no logits can be told.
         """
         with keeping(self):
             # nn.Module.compile() leaves forward as it is: hooks are called there
             run = self.model.forward if is_watched() else self.model
-            logits = run(self.fold_time(x))  # [T*B, K]
+            logits = logits_of(run(self.fold_time(x)))  # [T*B, K]
         logits = logits.unflatten(0, (self.timesteps, logits.shape[0] // self.timesteps))  # [T, B, K]
         return logits if per_step else logits.mean(0)
 
@@ -191,7 +193,8 @@ def ternarize(
 
     Args:
         model: Any module that maps images [B, C, H, W] to logits [B, K] and whose activations are modules, such as
-            timm's. It is changed and becomes part of the result.
+            timm's. It may also return them in a dict or an object, under the name ``logits``, or as the one matrix of a
+            tuple. It is changed and becomes part of the result.
         timesteps: Number of time steps T.
         neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
         freeze_cancelled: Keep at 1, without a parameter, every amplitude that changes nothing in training because a
