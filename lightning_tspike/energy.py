@@ -148,8 +148,9 @@ def measure_energy(
     single.timesteps = 1
     for neuron in single.neurons().values():
         neuron.timesteps = 1
-    passes = images.shape[1] if images.ndim == 5 else 1
-    dense = _operations(single, images[:1] if images.ndim == 4 else images[:1, :1])
+    is_sequence = images.ndim == len(network.input_size) + 2
+    passes = images.shape[1] if is_sequence else 1
+    dense = _operations(single, images[:1, :1] if is_sequence else images[:1])
     layers = tuple(
         LayerEnergy(name, count.macs, count.synops, ann_macs=passes * dense[name].dense)
         for name, count in counts.items()

@@ -47,7 +47,8 @@ class TernarySNNModule(L.LightningModule):
             ``"tspike_resnet_small"``.
         num_classes: Number of classes K.
         timesteps: Number of time steps T.
-        in_chans: Channels C of an image or a frame.
+        in_chans: Channels C of an image or a frame; the length F of the vectors [B, F] or [B, T, F] of a backbone whose
+            ``pretrained_cfg`` has ``input_size=(F,)``.
         neuron: Kind of neuron: ``"ternary_lif"``, ``"ternary_if"``, ``"binary_lif"`` (the baseline), ``"ctsn"`` or
             ``"ctsn_events"`` (:data:`lightning_tspike.neurons.NEURONS`).
         amplitude: ``"layer"`` learns one spike amplitude per neuron layer, ``"channel"`` one per channel, ``"fixed"``

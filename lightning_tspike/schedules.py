@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 __all__ = ["TimedSchedule", "create_schedule"]
 
 _ENDLESS = ("constant", "multistep", "step")  # functions of the epoch alone, whenever training ends
-_PARTS = 10_000  # of the time that a run has: what a schedule by time counts
+_PARTS = 1_000_000  # of the time that a run has: what a schedule by time counts
 
 
 def create_schedule(trainer: L.Trainer, optimizer: Optimizer, name: str, *, warmup_epochs: int = 0) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class TimedSchedule:
     """A schedule of timm that follows the share of the trainer's ``max_time`` that has passed.
 
     Args:
-        scheduler: Counts updates, of which a whole run has 10,000.
+        scheduler: Counts updates, of which a whole run has a million.
         timer: What ends the run.
         trainer: The run's.
     """
@@ -80,7 +80,7 @@ class TimedSchedule:
         """Set the learning rate for the time that has passed by now, the same on all processes."""
         elapsed, remaining = self.timer.time_elapsed(), self.timer.time_remaining() or 0.0
         passed = min(elapsed / max(elapsed + remaining, 1e-9), 1.0)
-        self.scheduler.step_update(_PARTS * self.trainer.strategy.broadcast(passed))
+        self.scheduler.step_update(round(_PARTS * self.trainer.strategy.broadcast(passed)))
 
     def state_dict(self) -> dict[str, Any]:
         """The peak learning rates; the time that has passed is part of the timer's state."""

@@ -40,7 +40,8 @@ class SpikingNetwork(nn.Module):
     Attributes:
         model: The network, its activations replaced by neurons.
         timesteps: Number of time steps T.
-        input_size: (C, H, W) of an image or a frame; H and W only serve as an example to trace the network on.
+        input_size: (C, H, W) of an image or a frame, where H and W only serve as an example to trace the network on; or
+            (F,) of a vector.
         encoders: Names of the neurons that end the static prefix; empty where the input must be repeated T times.
         rewrites: Structural changes by folding since then.
         config: What :func:`lightning_tspike.models.create_network` built this from; None for a network of your own.
@@ -49,7 +50,7 @@ class SpikingNetwork(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, timesteps: int, *, input_size: tuple[int, int, int], encoders: Sequence[str]
+        self, model: nn.Module, timesteps: int, *, input_size: tuple[int, ...], encoders: Sequence[str]
     ) -> None:
         super().__init__()
         self.model = model
@@ -128,10 +129,10 @@ class SpikingNetwork(nn.Module):
         return NetworkReport.of(GaugeClasses(graph, self.model), TrainingScales(graph, self.model))
 
     def forward(self, x: Tensor, *, per_step: bool = False) -> Tensor:
-        """Classify still images or sequences of frames.
+        """Classify still images or sequences of frames; vectors or sequences of them, where ``input_size`` is (F,).
 
         Args:
-            x: Images [B, C, H, W], shown at every time step, or frames [B, T, C, H, W].
+            x: Images [B, C, H, W], shown at every time step, or frames [B, T, C, H, W]; [B, F] or [B, T, F].
             per_step: Return the logits of every time step.
 
         Returns:
@@ -151,25 +152,31 @@ class SpikingNetwork(nn.Module):
     def fold_time(self, x: Tensor) -> Tensor:
         """What ``model`` is fed for ``x`` (see ``forward``): [T*B, C, H, W], or [B, C, H, W] before a static prefix."""
         self._check(x)
-        is_static = x.ndim == 4 and bool(self.encoders)
+        is_sequence = x.ndim == len(self.input_size) + 2
+        is_static = not is_sequence and bool(self.encoders)
         for name in self.encoders:
             # Set at every call, as train() and eval() set a mode; it must outlast the call, because activation
             # checkpointing runs the layers again in the backward pass.
             neuron: Any = self.model.get_submodule(name)
             if neuron.static_input != is_static:
                 neuron.static_input = is_static
-        if x.ndim == 5:
+        if is_sequence:
             return x.transpose(0, 1).flatten(0, 1)  # [B, T, C, H, W] -> [T*B, C, H, W]
-        return x if is_static else x.repeat(self.timesteps, 1, 1, 1)  # [B, C, H, W] -> [T*B, C, H, W]
+        return x if is_static else x.repeat(self.timesteps, *[1] * (x.ndim - 1))  # [B, C, H, W] -> [T*B, C, H, W]
 
     def _check(self, x: Tensor) -> None:
-        channels = self.input_size[0]
-        if x.ndim not in (4, 5) or x.shape[-3] != channels:
+        dims, channels = len(self.input_size), self.input_size[0]
+        if x.ndim not in (dims + 1, dims + 2) or x.shape[-dims] != channels:
+            if dims == 1:
+                raise ValueError(
+                    f"input must be vectors [B, {channels}] or [B, T={self.timesteps}, {channels}], got shape "
+                    f"{tuple(x.shape)}; for images, say ternarize(..., input_size=(C, H, W))"
+                )
             raise ValueError(
                 f"input must be images [B, {channels}, H, W] or frames [B, T={self.timesteps}, {channels}, H, W], "
                 f"got shape {tuple(x.shape)}; a network for another number of channels is built with in_chans="
             )
-        if x.ndim == 5 and x.shape[1] != self.timesteps:
+        if x.ndim == dims + 2 and x.shape[1] != self.timesteps:
             raise ValueError(
                 f"this network runs {self.timesteps} time steps, got frames for {x.shape[1]} (shape {tuple(x.shape)}); "
                 f"build it with timesteps={x.shape[1]} or bring {self.timesteps} frames"
@@ -182,7 +189,7 @@ def ternarize(
     *,
     neuron: str = "ternary_lif",
     freeze_cancelled: bool = True,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     **options: Unpack[NeuronOptions],
 ) -> SpikingNetwork:
     """Turn a network into a spiking one, in place: each activation module becomes a layer of spiking neurons.
@@ -192,21 +199,21 @@ def ternarize(
     numbers of channels, or whose channels come last (tokens of a transformer), gets one amplitude for the layer.
 
     Args:
-        model: Any module that maps images [B, C, H, W] to logits [B, K] and whose activations are modules, such as
-            timm's. It may also return them in a dict or an object, under the name ``logits``, or as the one matrix of a
-            tuple. It is changed and becomes part of the result.
+        model: Any module that maps images [B, C, H, W] or vectors [B, F] to logits [B, K] and whose activations are
+            modules, such as timm's. It may also return the logits in a dict or an object, under the name ``logits``, or
+            as the one matrix of a tuple. It is changed and becomes part of the result.
         timesteps: Number of time steps T.
         neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
         freeze_cancelled: Keep at 1, without a parameter, every amplitude that changes nothing in training because a
             norm divides it out wherever it goes (:class:`lightning_tspike.gauge.TrainingScales`). To train with batch
             norms in eval mode, where nothing is divided out, say False.
-        input_size: (C, H, W) of an example to trace the model on; default is what timm's model configuration says,
-            with the channels of the first convolution.
+        input_size: (C, H, W) or (F,) of an example to trace the model on; default is what timm's model configuration
+            says, with the channels of the first convolution, or what the first linear layer of a model without reads.
         options: Options of the neurons, as in :class:`lightning_tspike.neurons.SpikingNeuron`: ``amplitude``,
             ``decay``, ``threshold``, ``learn_decay``, ``learn_threshold``, ``reset``, ``detach_reset``, ``surrogate``.
 
     Returns:
-        The network: [B, C, H, W] or [B, T, C, H, W] -> [B, K].
+        The network: [B, C, H, W] or [B, T, C, H, W] -> [B, K]; of vectors, [B, F] or [B, T, F] -> [B, K].
 
     Raises:
         ValueError: The model has no activation module (:data:`ACTIVATIONS`), or a neuron option is out of range.
@@ -225,7 +232,10 @@ def ternarize(
     sizes = [input_size] if input_size else _input_sizes(model)
     for size in sizes:
         try:
-            graph = trace(model, torch.zeros(1, *size, device=weight.device, dtype=weight.dtype))
+            found = trace(model, torch.zeros(1, *size, device=weight.device, dtype=weight.dtype))
+            if len(size) == 1 and input_size is None and _reshapes_input(found, model):
+                raise TraceError("the model may make vectors of images by itself: say input_size=(C, H, W)")
+            graph = found
             break
         except TraceError:
             if size is sizes[-1] and options.get("amplitude") == "channel":
@@ -280,10 +290,24 @@ def _channels(graph: fx.Graph, model: nn.Module, activations: Mapping[str, nn.Mo
     return channels
 
 
-def _input_sizes(model: nn.Module) -> list[tuple[int, int, int]]:
-    """What images may look like: the first convolution's channels, or those of timm's configuration."""
-    channels, height, width = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+def _reshapes_input(graph: fx.Graph, model: nn.Module) -> bool:
+    """Whether anything but a layer reads the input, such as a flatten, which would take images as well as vectors."""
+    readers = [user for node in graph.nodes if node.op == "placeholder" for user in node.users]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return any(n.op != "call_module" or isinstance(modules[n.target], nn.Flatten) for n in readers)
+
+
+def _input_sizes(model: nn.Module) -> list[tuple[int, ...]]:
+    """What the input may look like: the first convolution's channels, or those of timm's configuration, or a vector."""
+    known = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if known is not None and len(known) == 1:
+        return [tuple(known)]
+    channels, height, width = known or (3, 224, 224)
     first_conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    read = first_conv.in_channels if first_conv is not None else channels
+    if first_conv is None:
+        first_linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
+        vectors = [(first_linear.in_features,)] if first_linear is not None and known is None else []
+        return [(channels, height, width), *vectors]
+    read = first_conv.in_channels
     # a model may rearrange pixels into channels before its first convolution
     return [(read, height, width), (channels, height, width)] if read != channels else [(channels, height, width)]
