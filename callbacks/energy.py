@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from ..batches import images_of
 from ..energy import AC_PICOJOULES, MAC_PICOJOULES, measure_energy
 from ..fold import FoldError, fold
 from ._common import network_of, require_logger, run_folder, write_json
@@ -36,7 +37,7 @@ class EnergyMonitor(Callback):
             network in ``network``.
 
     Warns:
-        The network cannot be folded; nothing is measured then.
+        The network cannot be folded, or a batch has no images that can be told; nothing is measured then.
     """
 
     def __init__(
@@ -94,8 +95,12 @@ class EnergyMonitor(Callback):
         self._measure(trainer, pl_module)
 
     def _keep(self, trainer: Trainer, batch: Any) -> None:
-        if trainer.is_global_zero and isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
-            self._images = batch[0][: self.images].detach().clone()
+        if not trainer.is_global_zero:
+            return
+        try:
+            self._images = images_of(batch)[: self.images].detach().clone()
+        except ValueError as error:  # of a module of your own, which reads its batches otherwise
+            rank_zero_warn(f"EnergyMonitor measures nothing: {error}")
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self._images is None:
@@ -107,7 +112,7 @@ class EnergyMonitor(Callback):
             return
         report = measure_energy(
             folded,
-            self._images.to(next(folded.parameters()).device),
+            self._images.to(next(folded.parameters())),
             mac_picojoules=self.mac_picojoules,
             ac_picojoules=self.ac_picojoules,
         )

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from .batches import images_of
 from .functional import per_channel
 from .graph import trace
 from .hooks import watched
@@ -78,11 +79,12 @@ def calibrate(network: SpikingNetwork, ann: nn.Module, images: Tensor) -> dict[s
         For each neuron layer the share of the variance of the ANN's activation that its spikes miss, in [0, 1].
 
     Raises:
-        ValueError: ``ann`` has other weights than the network, or ``images`` has another shape.
+        ValueError: ``ann`` has other weights than the network, or ``images`` has another shape, whole numbers or NaN.
         TraceError: The network could not be traced.
     """
     if images.ndim != 4 or len(images) < 2:
         raise ValueError(f"calibration needs two or more still images [B, C, H, W], got shape {tuple(images.shape)}")
+    images = images_of(images, next(network.parameters()).dtype)
     copy_weights(network, ann)
     with ExitStack() as undo:  # the ANN is as it was afterwards
         ann, _ = functions_to_modules(ann, trace(ann, images[:1]), images[:1], undo)

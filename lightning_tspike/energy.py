@@ -146,8 +146,9 @@ def measure_energy(
     counts = _operations(network, images)
     single = copy.deepcopy(network)  # one time step is one pass of the ANN
     single.timesteps = 1
-    passes = images.shape[1] if images.ndim == 5 else 1
-    dense = _operations(single, images[:1] if images.ndim == 4 else images[:1, :1])
+    is_sequence = images.ndim == len(network.input_size) + 2
+    passes = images.shape[1] if is_sequence else 1
+    dense = _operations(single, images[:1, :1] if is_sequence else images[:1])
     layers = tuple(
         LayerEnergy(name, count.macs, count.synops, ann_macs=passes * dense[name].dense)
         for name, count in counts.items()

@@ -10,6 +10,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from .batches import images_of, targets_of
 from .spikes import FiringRate, firing_rates
 from .ternarize import SpikingNetwork
 
@@ -32,28 +33,31 @@ class Evaluation:
 
 
 def evaluate(network: SpikingNetwork, batches: Iterable[Any], *, description: str = "evaluating") -> Evaluation:
-    """Classify labelled batches (images, labels) on the network's device, in eval mode, behind a progress bar.
+    """Classify labelled batches on the network's device, in eval mode, behind a progress bar.
 
     Args:
         network: Its train/eval mode is restored afterwards.
-        batches: A data loader, or any iterable of (images [B, C, H, W] or frames [B, T, C, H, W], labels [B]).
+        batches: A data loader, or any iterable of (images [B, C, H, W] or frames [B, T, C, H, W], labels [B]), or of
+            what else :mod:`lightning_tspike.batches` reads.
         description: Text of the progress bar.
 
     Returns:
         Accuracy, decisions and firing rates over all batches.
 
     Raises:
-        ValueError: There is not one sample.
+        ValueError: There is not one sample, or a batch cannot be read.
     """
-    device = next(network.parameters()).device
+    weight = next(network.parameters())
     was_training = network.training
     network.eval()
     decisions, labels = [], []
     try:
         with torch.no_grad(), firing_rates(network) as rates:
-            for x, y in track(batches, description, transient=True):
-                decisions.append(network(x.to(device)).argmax(-1).cpu())
-                labels.append(y.cpu())
+            for batch in track(batches, description, transient=True):
+                logits = network(images_of(batch, weight.dtype).to(weight.device))
+                targets = targets_of(batch, logits.shape[-1])
+                decisions.append(logits.argmax(-1).cpu())
+                labels.append((targets if targets.ndim == 1 else targets.argmax(-1)).cpu())
     finally:
         network.train(was_training)
     if not decisions:

@@ -25,7 +25,7 @@ def tet_loss(
 
     Args:
         logits: o, shape [T, B, K].
-        labels: y, shape [B], whole numbers in [0, K), or probabilities [B, K].
+        labels: y, shape [B], whole numbers in [0, K), or probabilities [B, K], rows that sum to 1.
         weight: Share of the term that keeps logits from growing, lambda in the paper, in [0, 1].
         target: What it draws logits to, phi in the paper.
         label_smoothing: Of the cross-entropy, in [0, 1].

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .batches import images_of
 from .energy import EnergyReport, measure_energy
 from .evaluation import evaluate
 from .figures import plot_firing_rates, plot_neuron_amplitudes
@@ -69,7 +70,8 @@ def measure(
         for precision, network in networks.items()
     }
     best, network = next(iter(results.values())), next(iter(networks.values()))
-    images = next(iter(batches))[0].to(next(network.parameters()).device)
+    weight = next(network.parameters())
+    images = images_of(next(iter(batches)), weight.dtype).to(weight.device)
     # pools that sum spikes, as hardware would: an average of spikes is no whole number
     summed, _ = fold(network, images[:8].double().cpu(), integer_pools=True)
     rates = {name: (rate.positive, rate.negative) for name, rate in best.firing_rates.items()}

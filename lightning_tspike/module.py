@@ -13,13 +13,14 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from . import functional
+from .batches import images_of, targets_of
 from .calibration import copy_weights
 from .checkpoint import LABEL_NAMES, PREPROCESSING, reshape_scalars
 from .kernels import can_compile
@@ -27,6 +28,7 @@ from .losses import distillation_loss, membrane_regularization, tet_loss
 from .memory import Memory
 from .models import NetworkConfig, create_network, load_ann
 from .pretrained import start_from
+from .schedules import create_schedule
 from .seeding import epoch_seed, run_seed
 
 __all__ = ["TernarySNNModule"]
@@ -35,17 +37,18 @@ __all__ = ["TernarySNNModule"]
 class TernarySNNModule(L.LightningModule):
     """A backbone with spiking neurons, trained on the cross-entropy of the time-averaged logits or another loss.
 
-    Batches are pairs of images [B, C, H, W] or frames [B, T, C, H, W] and labels [B]; training batches may have
-    probabilities [B, K] instead, as mixup makes them (their accuracy is that of the likeliest class). Logged:
-    ``train/loss``, ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie
-    in [0, 1].
+    Batches are pairs of images [B, C, H, W] or frames [B, T, C, H, W] and labels [B]. Labels may also be one-hot rows
+    or, as mixup makes them, probabilities [B, K] (their accuracy is that of the likeliest class). Batches may also be
+    dicts, such as ``{"image": ..., "label": ...}``, or triples whose third part is left alone. Logged: ``train/loss``,
+    ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie in [0, 1].
 
     Args:
         backbone: A timm model whose activations are modules, e.g. ``"resnet34"``, ``"vgg16_bn"``,
             ``"tspike_resnet_small"``.
         num_classes: Number of classes K.
         timesteps: Number of time steps T.
-        in_chans: Channels C of an image or a frame.
+        in_chans: Channels C of an image or a frame; the length F of the vectors [B, F] or [B, T, F] of a backbone whose
+            ``pretrained_cfg`` has ``input_size=(F,)``.
         neuron: Kind of neuron: ``"ternary_lif"``, ``"ternary_if"``, ``"binary_lif"`` (the baseline), ``"ctsn"`` or
             ``"ctsn_events"`` (:data:`lightning_tspike.neurons.NEURONS`).
         amplitude: ``"layer"`` learns one spike amplitude per neuron layer, ``"channel"`` one per channel, ``"fixed"``
@@ -87,7 +90,8 @@ class TernarySNNModule(L.LightningModule):
         lr: Learning rate at its peak.
         momentum: Momentum, for the optimizers that have one.
         weight_decay: Weight decay; amplitudes, biases and batch norms are exempt.
-        sched: Learning-rate schedule, a name that timm.scheduler knows, updated after every epoch; ``"none"`` for none.
+        sched: Learning-rate schedule, a name that timm.scheduler knows; ``"none"`` for none. It is updated after every
+            epoch, or after every step where the trainer has ``max_steps`` or ``max_time`` alone.
         warmup_epochs: Epochs over which the learning rate rises linearly to its peak.
 
     Raises:
@@ -181,6 +185,8 @@ class TernarySNNModule(L.LightningModule):
         )
         self.network.memory = memory
         self._is_compiled = False
+        self._is_real_fit = False  # a tuner (learning rate, batch size) tries steps before on_fit_start
+        self._planned_lr: float | None = None  # what the optimizer was made with
         # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
         # the module: not of its parameters, its checkpoints or what DDP looks after
         self._anns: dict[str, torch.nn.Module] = {}
@@ -237,25 +243,26 @@ class TernarySNNModule(L.LightningModule):
         """Images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, K], the mean over time."""
         return self.network(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._step(batch, "val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         self._step(batch, "test")
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Class probabilities [B, K]; labels, where the batch has any, are not looked at."""
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        _check_images(x)
-        return self(x).softmax(-1)
+        return self(images_of(batch, self._network_dtype)).softmax(-1)
 
-    def _step(self, batch: tuple[Tensor, Tensor], stage: Literal["train", "val", "test"]) -> Tensor:
-        x, y = batch
-        _check_images(x)
-        _check_labels(y, self.hparams["num_classes"])
+    @property
+    def _network_dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def _step(self, batch: Any, stage: Literal["train", "val", "test"]) -> Tensor:
+        x = images_of(batch, self._network_dtype)
+        y = targets_of(batch, self.hparams["num_classes"])
         is_train = stage == "train"
         if is_train:
             loss, logits = self._training_loss(x, y)
@@ -305,6 +312,9 @@ class TernarySNNModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         hp = self.hparams
+        self._is_real_fit = True
+        if self._planned_lr not in (None, hp["lr"]):  # Lightning's LearningRateFinder has just set another
+            self.trainer.strategy.setup_optimizers(self.trainer)
         if hp["teacher"]:
             teacher = load_ann(
                 hp["teacher"], hp["teacher_weights"], num_classes=hp["num_classes"], in_chans=hp["in_chans"]
@@ -312,12 +322,15 @@ class TernarySNNModule(L.LightningModule):
             self._anns["teacher"] = teacher.requires_grad_(False).to(self.device)
 
     def on_train_start(self) -> None:
-        ann = self._anns.pop("start", None)
+        ann = self._anns.get("start")
         if ann is not None and self.trainer.ckpt_path is None:  # a run that is resumed has begun already
             start_from(self, ann, images=self.hparams["calibration_images"])
+        if self._is_real_fit:  # after the trial of a tuner, Lightning takes the weights back
+            self._anns.pop("start", None)
 
     def teardown(self, stage: str) -> None:
         self._anns.pop("teacher", None)
+        self._is_real_fit = False
 
     def on_train_epoch_start(self) -> None:
         if (seed := run_seed()) is not None:
@@ -338,6 +351,7 @@ class TernarySNNModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hp = self.hparams
+        self._planned_lr = hp["lr"]
         optimizer = create_optimizer_v2(
             self.network, hp["opt"], lr=hp["lr"], weight_decay=hp["weight_decay"], momentum=hp["momentum"]
         )
@@ -345,45 +359,13 @@ class TernarySNNModule(L.LightningModule):
         loads.register_load_state_dict_pre_hook(reshape_scalars)
         if hp["sched"] == "none":
             return optimizer
-        if hp["sched"] == "plateau":
-            raise ValueError(
-                "sched='plateau' is not supported: it would need a metric to watch; use 'cosine' or 'step'"
-            )
-        if self.trainer.max_epochs is None or self.trainer.max_epochs < 1:
-            raise ValueError(
-                f"the schedule {hp['sched']!r} must know how many epochs there will be: set the trainer's max_epochs "
-                f"(it is {self.trainer.max_epochs}), or sched='none'"
-            )
-        scheduler, _ = create_scheduler_v2(
-            optimizer, hp["sched"], num_epochs=self.trainer.max_epochs, warmup_epochs=hp["warmup_epochs"]
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        schedule: Any = create_schedule(self.trainer, optimizer, hp["sched"], warmup_epochs=hp["warmup_epochs"])
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step(epoch=self.current_epoch + 1, metric=metric)  # timm's: a function of the epoch to come
-
-
-def _check_images(x: Tensor) -> None:
-    # A NaN would vanish without a trace: a neuron whose membrane potential is NaN never fires.
-    if not x.isfinite().all():
-        bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-        raise ValueError(
-            f"the batch holds NaN or infinite values, in samples {bad} of {len(x)} (shape {tuple(x.shape)}); "
-            "look for damaged files or a division by zero in the preprocessing"
-        )
-
-
-def _check_labels(y: Tensor, num_classes: int) -> None:
-    if y.ndim == 2:  # probabilities
-        if y.shape[1] != num_classes:
-            raise ValueError(
-                f"label probabilities have shape {tuple(y.shape)}, expected [B, {num_classes}]; set num_classes to the "
-                "number of classes of the data"
-            )
-        return
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels run from {low} to {high}, expected 0 to {num_classes - 1}; "
-            "set num_classes to the number of classes of the data"
-        )
+        if not isinstance(scheduler, Scheduler):  # torch's: of a subclass, of a callback
+            super().lr_scheduler_step(scheduler, metric)
+        elif scheduler.t_in_epochs:  # timm's are functions of the epoch or the step to come
+            scheduler.step(self.current_epoch + 1, metric)
+        else:
+            scheduler.step_update(self.trainer.global_step, metric)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from .batches import logits_of
 from .calls import Call, running
 from .gauge import GaugeClasses, TrainingScales
 from .graph import trace
@@ -33,7 +34,8 @@ class SpikingNetwork(nn.Module):
 
     Attributes:
         model: The network, its activations replaced by neurons.
-        input_size: (C, H, W) of an image or a frame; H and W only serve as an example to trace the network on.
+        input_size: (C, H, W) of an image or a frame, where H and W only serve as an example to trace the network on; or
+            (F,) of a vector.
         encoders: Names of the neurons that end the static prefix; empty where the input must be repeated T times.
         rewrites: Structural changes by folding since then.
         config: What :func:`lightning_tspike.models.create_network` built this from; None for a network of your own.
@@ -42,7 +44,7 @@ class SpikingNetwork(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, timesteps: int, *, input_size: tuple[int, int, int], encoders: Sequence[str]
+        self, model: nn.Module, timesteps: int, *, input_size: tuple[int, ...], encoders: Sequence[str]
     ) -> None:
         super().__init__()
         self.model = model
@@ -153,10 +155,11 @@ class SpikingNetwork(nn.Module):
             return trace(self.model, self.fold_time(x))
 
     def forward(self, x: Tensor, *, per_step: bool = False, timesteps: int | None = None) -> Tensor:
-        """Classify still images or sequences of frames.
+        """Classify still images or sequences of frames; vectors or sequences of them, where ``input_size`` is (F,).
 
         Args:
-            x: Images [B, C, H, W], shown at every time step, or frames [B, T, C, H, W], a time step for each of them.
+            x: Images [B, C, H, W], shown at every time step, or frames [B, T, C, H, W], a time step for each of them;
+                likewise vectors [B, F] or [B, T, F].
             per_step: Return the logits of every time step.
             timesteps: T of this call, for images; default is that of the network.
 
@@ -164,14 +167,15 @@ class SpikingNetwork(nn.Module):
             Logits [B, K], the mean over time, or [T, B, K] with ``per_step``.
 
         Raises:
-            ValueError: ``x`` has another number of dimensions or channels than the network, or ``timesteps`` is no
-                whole number of at least 1 or not the number of frames.
+            ValueError: ``x`` has another number of dimensions or channels than the network, ``timesteps`` is no whole
+                number of at least 1 or not the number of frames, or the model returns something in which no logits can
+                be told.
         """
         call = self.call(x, timesteps)
         with running(call), keeping(self, call):
             # nn.Module.compile() leaves forward as it is: hooks are called there
             run = self.model.forward if is_watched() else self.model
-            logits = run(self.fold_time(x, timesteps))  # [T*B, K]
+            logits = logits_of(run(self.fold_time(x, timesteps)))  # [T*B, K]
         call.keep_while_differentiable(logits)
         logits = logits.unflatten(0, (call.timesteps, logits.shape[0] // call.timesteps))  # [T, B, K]
         return logits if per_step else logits.mean(0)
@@ -181,15 +185,21 @@ class SpikingNetwork(nn.Module):
 
         Who runs a part of ``model`` by hand says ``with lightning_tspike.calls.running(network.call(x))``.
         """
-        channels = self.input_size[0]
-        if x.ndim not in (4, 5) or x.shape[-3] != channels or (x.ndim == 5 and x.shape[1] == 0):
+        dims, channels = len(self.input_size), self.input_size[0]
+        is_sequence = self._is_sequence(x)
+        if x.ndim not in (dims + 1, dims + 2) or x.shape[-dims] != channels or (is_sequence and x.shape[1] == 0):
+            if dims == 1:
+                raise ValueError(
+                    f"input must be vectors [B, {channels}] or [B, T, {channels}], got shape {tuple(x.shape)}; for "
+                    "images, say ternarize(..., input_size=(C, H, W))"
+                )
             raise ValueError(
                 f"input must be images [B, {channels}, H, W] or frames [B, T, {channels}, H, W], "
                 f"got shape {tuple(x.shape)}; a network for another number of channels is built with in_chans="
             )
         if timesteps is not None:
             check_timesteps(timesteps)
-        if x.ndim == 4:
+        if not is_sequence:
             for name in self.encoders:
                 encoder: Any = self.model.get_submodule(name)
                 if not encoder.is_encoder:  # said once, and true ever after
@@ -204,7 +214,10 @@ class SpikingNetwork(nn.Module):
 
     def fold_time(self, x: Tensor, timesteps: int | None = None) -> Tensor:
         """What ``model`` is fed for ``x`` (see ``forward``): [T*B, C, H, W], or [B, C, H, W] before a static prefix."""
-        if x.ndim == 5:
+        if self._is_sequence(x):
             return x.transpose(0, 1).flatten(0, 1)  # [B, T, C, H, W] -> [T*B, C, H, W]
         # [B, C, H, W] -> [T*B, C, H, W]
-        return x if self.encoders else x.repeat(timesteps or self.timesteps, 1, 1, 1)
+        return x if self.encoders else x.repeat(timesteps or self.timesteps, *[1] * (x.ndim - 1))
+
+    def _is_sequence(self, x: Tensor) -> bool:
+        return x.ndim == len(self.input_size) + 2

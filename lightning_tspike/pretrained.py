@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from .batches import images_of
 from .calibration import calibrate
 from .ternarize import SpikingNetwork
 
@@ -25,7 +26,7 @@ def start_from(module: L.LightningModule, ann: nn.Module, *, images: int) -> Non
 
     Raises:
         MisconfigurationException: The strategy shards the weights, or the trainer has no single training loader.
-        ValueError: The batches are not still images [B, C, H, W].
+        ValueError: The batches have no still images [B, C, H, W].
     """
     trainer = module.trainer
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
@@ -50,12 +51,7 @@ def start_from(module: L.LightningModule, ann: nn.Module, *, images: int) -> Non
 def _training_images(trainer: L.Trainer, count: int) -> Tensor:
     parts: list[Tensor] = []
     for batch in trainer.train_dataloader or ():
-        if not isinstance(batch, (tuple, list)) or not isinstance(batch[0], Tensor):
-            raise MisconfigurationException(
-                "pretrained= calibrates on the images of one training loader whose batches are (images, labels); "
-                f"got a batch of type {type(batch).__name__}"
-            )
-        parts.append(batch[0])
+        parts.append(images_of(batch))
         if sum(map(len, parts)) >= count:
             break
     if not parts:

@@ -28,7 +28,7 @@ def ternarize(
     *,
     neuron: str = "ternary_lif",
     freeze_cancelled: bool = True,
-    input_size: tuple[int, int, int] | None = None,
+    input_size: tuple[int, ...] | None = None,
     **options: Unpack[NeuronOptions],
 ) -> SpikingNetwork:
     """Turn a network into a spiking one, in place: each activation becomes a layer of spiking neurons.
@@ -43,20 +43,21 @@ def ternarize(
     numbers of channels, or whose channels come last (tokens of a transformer), gets one amplitude for the layer.
 
     Args:
-        model: Any module that maps images [B, C, H, W] to logits [B, K], such as timm's and torchvision's. It is
-            changed and becomes part of the result; if anything fails, it stays as it was.
+        model: Any module that maps images [B, C, H, W] or vectors [B, F] to logits [B, K], such as timm's and
+            torchvision's. It may also return the logits in a dict or an object, under the name ``logits``, or as the one
+            matrix of a tuple. It is changed and becomes part of the result; if anything fails, it stays as it was.
         timesteps: Number of time steps T.
         neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
         freeze_cancelled: Keep at 1, without a parameter, every amplitude that changes nothing in training because a
             norm divides it out wherever it goes (:class:`lightning_tspike.gauge.TrainingScales`). To train with batch
             norms in eval mode, where nothing is divided out, say False.
-        input_size: (C, H, W) of an example to trace the model on; default is what timm's model configuration says,
-            with the channels of the first convolution.
+        input_size: (C, H, W) or (F,) of an example to trace the model on; default is what timm's model configuration
+            says, with the channels of the first convolution, or what the first linear layer of a model without reads.
         options: Options of the neurons, as in :class:`lightning_tspike.neurons.SpikingNeuron`: ``amplitude``,
             ``decay``, ``threshold``, ``learn_decay``, ``learn_threshold``, ``reset``, ``detach_reset``, ``surrogate``.
 
     Returns:
-        The network: [B, C, H, W] or [B, T, C, H, W] -> [B, K].
+        The network: [B, C, H, W] or [B, T, C, H, W] -> [B, K]; of vectors, [B, F] or [B, T, F] -> [B, K].
 
     Raises:
         ValueError: The model has no activation that can become a neuron, or a neuron option is out of range.
@@ -65,9 +66,8 @@ def ternarize(
     if neuron not in NEURONS:
         raise ValueError(f"neuron must be one of {sorted(NEURONS)}, got {neuron!r}")
     weight = next(model.parameters(), torch.empty(0))
-    sizes = [input_size] if input_size else _input_sizes(model)
     with ExitStack() as undo:  # should anything fail, the model is as it was
-        graph, example = _trace(model, sizes, weight, must_trace=options.get("amplitude") == "channel")
+        graph, example = _trace(model, input_size, weight, must_trace=options.get("amplitude") == "channel")
         if graph is not None:
             model, graph = functions_to_modules(model, graph, example, undo)
         left = [where for _, where in activation_calls(graph)] if graph else []
@@ -104,14 +104,18 @@ def ternarize(
 
 
 def _trace(
-    model: nn.Module, sizes: list[tuple[int, int, int]], weight: Tensor, *, must_trace: bool
+    model: nn.Module, input_size: tuple[int, ...] | None, weight: Tensor, *, must_trace: bool
 ) -> tuple[fx.Graph | None, Tensor]:
     """The graph, None where no size can be traced, and the example that it was traced on."""
     generator = torch.Generator().manual_seed(0)
+    sizes = [input_size] if input_size else _input_sizes(model)
     examples = [torch.randn(1, *size, generator=generator).to(weight) for size in sizes]
     for example in examples:
         try:
-            return trace(model, example), example
+            graph = trace(model, example)
+            if example.ndim == 2 and input_size is None and _reshapes_input(graph, model):
+                raise TraceError("the model may make vectors of images by itself: say input_size=(C, H, W)")
+            return graph, example
         except TraceError as error:
             reason = error
     if must_trace:
@@ -192,10 +196,24 @@ def _channels(graph: fx.Graph, model: nn.Module, activations: Mapping[str, nn.Mo
     return channels
 
 
-def _input_sizes(model: nn.Module) -> list[tuple[int, int, int]]:
-    """What images may look like: the first convolution's channels, or those of timm's configuration."""
-    channels, height, width = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+def _reshapes_input(graph: fx.Graph, model: nn.Module) -> bool:
+    """Whether anything but a layer reads the input, such as a flatten, which would take images as well as vectors."""
+    readers = [user for node in graph.nodes if node.op == "placeholder" for user in node.users]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return any(n.op != "call_module" or isinstance(modules[n.target], nn.Flatten) for n in readers)
+
+
+def _input_sizes(model: nn.Module) -> list[tuple[int, ...]]:
+    """What the input may look like: the first convolution's channels, or those of timm's configuration, or a vector."""
+    known = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    if known is not None and len(known) == 1:
+        return [tuple(known)]
+    channels, height, width = known or (3, 224, 224)
     first_conv = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    read = first_conv.in_channels if first_conv is not None else channels
+    if first_conv is None:
+        first_linear = next((m for m in model.modules() if isinstance(m, nn.Linear)), None)
+        vectors = [(first_linear.in_features,)] if first_linear is not None and known is None else []
+        return [(channels, height, width), *vectors]
+    read = first_conv.in_channels
     # a model may rearrange pixels into channels before its first convolution
     return [(read, height, width), (channels, height, width)] if read != channels else [(channels, height, width)]

@@ -90,11 +90,6 @@ def test_schedule_warms_up_and_decays_by_epoch(tmp_path: Path) -> None:
     assert seen[2] > seen[3] > seen[4] > seen[5] > 0
 
 
-def test_schedule_needs_the_number_of_epochs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_epochs"):
-        trainer(tmp_path, max_steps=2, max_epochs=-1).fit(TernarySNNModule(**TINY), DigitsDataModule())
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("when", ["after validation", "at the end of the training epoch"])
 def test_resumed_equals_uninterrupted(tmp_path: Path, num_workers: int, when: str) -> None:

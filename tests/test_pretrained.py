@@ -212,8 +212,8 @@ def test_a_file_for_other_classes_gives_all_but_the_classifier(weights: Path) ->
 
 def test_batches_that_are_no_images_are_refused(tmp_path: Path, weights: Path) -> None:
     module = TernarySNNModule(**TINY, pretrained=str(weights))
-    with pytest.raises(MisconfigurationException, match="a batch of type dict"):
-        trainer(tmp_path).fit(module, DataLoader([{"x": torch.zeros(1, 8, 8)}] * 4))
+    with pytest.raises(ValueError, match="none of the keys for images; it holds a dict with the keys 'sound'"):
+        trainer(tmp_path).fit(module, DataLoader([{"sound": torch.zeros(1, 8, 8)}] * 4))
 
 
 @pytest.mark.usefixtures("one_process_group")

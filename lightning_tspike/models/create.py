@@ -28,7 +28,7 @@ class NetworkConfig:
     Attributes:
         backbone: Name of a registered timm model, e.g. ``"resnet34"`` or ``"tspike_resnet_small"``.
         num_classes: Number of classes K.
-        in_chans: Channels C of an image or a frame.
+        in_chans: Channels C of an image or a frame; the length F of a vector.
         timesteps: Number of time steps T.
         neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
         amplitude: ``"layer"``, ``"channel"`` or ``"fixed"``; this and the following up to ``surrogate`` as in
@@ -118,12 +118,13 @@ def create_network(config: NetworkConfig) -> SpikingNetwork:
         raise ValueError(
             f"backbone {config.backbone!r} does not take backbone_kwargs {config.backbone_kwargs!r}: {error}"
         ) from error
-    native = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:]
-    height, width = to_2tuple(config.backbone_kwargs.get("img_size") or native)  # a transformer takes one size alone
+    _, *native = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    # a transformer takes one size alone; a model of vectors has none beside their length
+    sides = to_2tuple(config.backbone_kwargs.get("img_size") or native) if native else ()
     network = ternarize(
         model,
         config.timesteps,
-        input_size=(config.in_chans, height, width),
+        input_size=(config.in_chans, *sides),
         neuron=config.neuron,
         freeze_cancelled=config.freeze_cancelled,
         **config.neuron_options(),
