@@ -44,8 +44,8 @@ def ternarize(
 
     Args:
         model: Any module that maps images [B, C, H, W] or vectors [B, F] to logits [B, K], such as timm's and
-            torchvision's. It may also return the logits in a dict or an object, under the name ``logits``, or as the one
-            matrix of a tuple. It is changed and becomes part of the result; if anything fails, it stays as it was.
+            torchvision's. It may also return the logits in a dict or an object, under the name ``logits``, or as the
+            one matrix of a tuple. It is changed and becomes part of the result; if anything fails, it stays as it was.
         timesteps: Number of time steps T.
         neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
         freeze_cancelled: Keep at 1, without a parameter, every amplitude that changes nothing in training because a
