@@ -33,7 +33,7 @@ from .models import NetworkConfig, check_name, create_network
 from .report import FoldReport
 from .rewrite import Rewrites
 from .ternarize import SpikingNetwork
-from .weights import FILES, FolderError, Precision, encode, file_facts, numbers_in, own_file, read_weights
+from .weights import FILES, FolderError, Precision, encode, file_facts, numbers_in, own_file, read_weights, unusable
 
 __all__ = [
     "CARD",
@@ -86,7 +86,8 @@ def write_folder(
         The path.
 
     Raises:
-        ValueError: The network was made by ``ternarize`` from a model of your own, so no name can rebuild it.
+        ValueError: The network was made by ``ternarize`` from a model of your own, so no name can rebuild it; or
+            weights are NaN or infinite.
         FileExistsError: Something else than a network's folder is at ``path``.
         OSError: The folder cannot be written; what was at ``path`` is as it was.
     """
@@ -129,11 +130,14 @@ def _fill(
     facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Write weights and configuration into a folder; gives the configuration."""
+    state = network.model.state_dict()
+    if faults := unusable(state):
+        raise ValueError(f"a folder holds no such weights: {'; '.join(faults)}; go back to a sound checkpoint")
     folder.mkdir(exist_ok=True)
     weights: dict[str, dict[str, Any]] = {}
     for precision in precisions:
         file = folder / FILES[precision]
-        save_file(encode(network.model.state_dict(), precision), file, metadata={"format": "pt"})
+        save_file(encode(state, precision), file, metadata={"format": "pt"})
         weights[precision] = file_facts(file)
     config = describe(network, weights=weights, unfolded=unfolded, **facts)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -307,12 +311,11 @@ def _check_weights(weights: dict[str, Tensor], expected: dict[str, Tensor], path
     for name in sorted(weights.keys() & expected.keys()):
         if weights[name].shape != expected[name].shape:
             problems.append(f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(expected[name].shape)}")
-        elif weights[name].is_floating_point() and not weights[name].isfinite().all():
-            problems.append(f"{name} holds NaN or infinite values")
         elif weights[name].is_floating_point() != expected[name].is_floating_point():
             problems.append(f"{name} has type {weights[name].dtype}, expected {expected[name].dtype}")
         elif name.endswith(".threshold") and not (weights[name] > 0).all():
             problems.append(f"{name} is {weights[name].tolist()}, expected a number above 0")
+    problems += unusable(weights)
     if problems:
         raise FolderError(
             f"the weights in {path} do not fit its {CONFIG}: {'; '.join(problems)}; export or download the folder again"
