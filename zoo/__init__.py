@@ -203,7 +203,12 @@ def transforms(name_or_path: str | os.PathLike[str]) -> Callable[[Any], torch.Te
 
 def transform_of(preprocessing: Mapping[str, Any] | None, name: str) -> Callable[[Any], torch.Tensor]:
     """As :func:`transforms`, of a ``preprocessing`` that was read already from ``name``."""
-    preprocessing = preprocessing or {}
+    from ..bounds import check_preprocessing
+
+    try:
+        preprocessing = check_preprocessing(preprocessing)
+    except ValueError as error:
+        raise ZooError(f"{name} does not say what its input is: {error}") from error
     if missing := {"input_size", "mean", "std"} - preprocessing.keys():
         raise ZooError(f"{name} does not say what its input is: {sorted(missing)} are not known")
     if "frames" in preprocessing:
