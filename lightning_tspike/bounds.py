@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 __all__ = [
+    "MOST_FOLDED_TIMESTEPS",
     "MOST_TENSORS",
     "MOST_TIMESTEPS",
     "MOST_VALUES",
@@ -29,6 +30,9 @@ MOST_TENSORS = 10_000
 """In one network; timm's largest has about 3,000."""
 
 MOST_TIMESTEPS = 4096
+
+MOST_FOLDED_TIMESTEPS = 256
+"""Of a checkpoint that is folded, and so run, as it is loaded: about 1 GB for a small network."""
 
 MOST_VALUES = 1 << 25
 """In an image, and in a sequence of frames: 33.6 million, 222 frames of 3 x 224 x 224."""
@@ -114,11 +118,11 @@ def check_preprocessing(preprocessing: Any) -> dict[str, Any]:
     crop = facts.get("crop_pct", 1.0)
     if not _is_number(crop) or not 0 < crop <= 1:
         raise ValueError(f"'crop_pct' must be a number in (0, 1], got {crop!r}")
-    if (mode := facts.get("interpolation", "bilinear")) not in _INTERPOLATIONS:
+    mode = facts.get("interpolation", "bilinear")
+    if not isinstance(mode, str) or mode not in _INTERPOLATIONS:
         raise ValueError(f"'interpolation' must be one of {sorted(_INTERPOLATIONS)}, got {reprlib.repr(mode)}")
-    resized = [math.floor(side / crop) for side in size[1:]] if max(size) / crop < _LARGEST else size[1:]
-    check_frames(size[0], *size[1:])
-    check_frames(size[0], *resized)
+    check_frames(*size)
+    check_frames(size[0], *(math.floor(min(side / crop, _LARGEST)) for side in size[1:]))  # before it is cropped
     if "frames" in facts:
         _check_slicing(facts["frames"], size)
     return facts

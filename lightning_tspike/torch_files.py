@@ -15,7 +15,7 @@ import torch
 
 __all__ = ["read_torch_file"]
 
-_LARGEST = 4 << 20  # bytes of names, shapes and plain values; those of a ResNet-50 with its optimizer are 0.1 MB
+_LARGEST = 2 << 20  # bytes of names, shapes and plain values; those of a ResNet-50 with its optimizer are 0.1 MB
 _HARMLESS = {
     "collections OrderedDict", "collections Counter", "__builtin__ set", "builtins set", "_codecs encode",
     "torch Size", "torch device", "torch.serialization _get_layout", "torch.nn.parameter Parameter",
@@ -46,10 +46,15 @@ def read_torch_file(path: Path) -> Any:
 
 def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
-                raise ValueError(f"its entry {entry.filename!r} is compressed, as torch.save compresses none")
-            if entry.filename.rpartition("/")[2] == "data.pkl":
+        entries = archive.infolist()
+        if packed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
+            raise ValueError(f"its entry {packed[0]!r} is compressed, as torch.save compresses none")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("its entries overlap")
+        if (changed := archive.testzip()) is not None:  # by the checksums that torch.save writes and does not read
+            raise ValueError(f"its entry {changed!r} was changed")
+        for entry in entries:
+            if entry.filename.lower().endswith("data.pkl"):  # torch finds it in whatever case
                 with archive.open(entry) as stream:
                     _check_pickle(stream)
 
@@ -63,9 +68,7 @@ def _check_pickles(path: Path) -> None:
 
 def _check_pickle(stream: IO[bytes]) -> None:
     """Look at the instructions without following them."""
-    size = 0
-    for code, argument, position in pickletools.genops(_Limited(stream)):
-        size = position if position is not None else size
+    for code, argument, _ in pickletools.genops(_Limited(stream)):
         if code.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not _is_harmless(argument):
             raise ValueError(f"it would call {argument!r}")
 

@@ -383,6 +383,7 @@ def _read(
 
 
 def _load_checkpoint(path: Path, *, folded: bool, precision: Precision | None) -> tuple[SpikingNetwork, dict[str, Any]]:
+    from ..bounds import MOST_FOLDED_TIMESTEPS
     from ..checkpoint import read_checkpoint
     from ..fold import fold
     from ..folder import timm_cfg
@@ -391,6 +392,11 @@ def _load_checkpoint(path: Path, *, folded: bool, precision: Precision | None) -
     if precision not in (None, "float32"):
         raise ZooError(f"{path} is a checkpoint, whose weights are float32: precision={precision!r} is for folders")
     saved = read_checkpoint(path)
+    if folded and saved.network.timesteps > MOST_FOLDED_TIMESTEPS:
+        raise ZooError(
+            f"{path} has {saved.network.timesteps} timesteps, and folding runs them all: above {MOST_FOLDED_TIMESTEPS} "
+            "only if you say so; load it with folded=False and call lightning_tspike.fold.fold"
+        )
     network = fold(saved.network)[0] if folded else saved.network.eval()
     facts: dict[str, Any] = {"preprocessing": saved.preprocessing, "label_names": saved.label_names}
     config = describe(network, weights={}, unfolded=None, **facts)
