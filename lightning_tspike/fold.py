@@ -28,6 +28,7 @@ is, and identity shortcuts carry bare -1, 0, +1. The paper (arXiv 2312.06372, it
 convolution fed by spikes; the rest of the table is this project's. docs/fold.md derives it.
 
 A neuron whose class must have g = 1, or shares its class with another amplitude, keeps a / g, and the report says so.
+So does one whose spikes can cancel in a neuron that forgets nothing: there rounding decides (:mod:`.ties`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from .operations import NORMS, WEIGHTED, sums_whole_windows
 from .report import FoldedNeuron, FoldReport, LayerInput, group_numbers
 from .rewrite import Rewrites
 from .ternarize import SpikingNetwork
+from .weights import unusable
 
 __all__ = ["FoldError", "FoldReport", "fold", "verify"]
 
@@ -67,8 +69,10 @@ def fold(
     Args:
         network: From :func:`lightning_tspike.ternarize.ternarize`; it is left as it is.
         example: Images [B, C, H, W] or frames [B, T, C, H, W] to verify on. By default two images of standard normal
-            noise, of the network's ``input_size``. Where a model's Python code takes another path for other image
-            sizes, the path that the example takes is the one that is folded and verified.
+            noise, of the network's ``input_size``. Two sequences of frames of noise, with the example's mean and
+            deviation, are verified as well: where the input changes, other spikes meet. (One each, if T > 16.) Where a
+            model's Python code takes another path for other image sizes, the path that the example takes is the one
+            that is folded and verified.
         integer_pools: Let average pools of spikes sum, so that the layers behind them read small integers; what reads
             them takes up the division. Pools that divide by different numbers at the edge, and those whose result is
             added to something else, stay as they are.
@@ -80,15 +84,18 @@ def fold(
         work is done in float64 on the CPU; the result is rounded to the network's dtype at the very end.
 
     Raises:
-        FoldError: The network cannot be traced, gives logits that are not finite, or its folded copy deviates by more
-            than rounding.
+        FoldError: The network cannot be traced, has weights or gives logits that are not finite, or its folded copy
+            deviates by more than rounding.
     """
+    if faults := unusable(network.model.state_dict()):
+        raise FoldError(f"cannot fold weights that are not finite: {'; '.join(faults)}; go back to a sound checkpoint")
     weight = next(network.parameters())
     exact = copy_of(network).to("cpu", torch.float64).eval()
     folded = copy_of(exact)
+    generator = torch.Generator().manual_seed(0)
     if example is None:
-        generator = torch.Generator().manual_seed(0)
-        example = torch.randn(2, *network.input_size, generator=generator, dtype=torch.float64)
+        count = _samples(network.timesteps)
+        example = torch.randn(count, *network.input_size, generator=generator, dtype=torch.float64)
     example = example.detach().to("cpu", torch.float64)
     try:
         graph = folded.trace(example[:1])
@@ -102,7 +109,7 @@ def fold(
     rewrites = Rewrites(tuple(classes.pools), _merge_norms(classes) if merge_bn else {})
     rewrites.apply(folded.model)
     folded.rewrites = folded.rewrites.followed_by(rewrites)
-    deviation = verify(exact, folded, example)
+    deviation = max(verify(exact, folded, x) for x in (example, _frames_like(example, network.timesteps, generator)))
     fired = {
         name: signs.count_nonzero().item() / signs.numel() for name, signs in _spike_signs(folded, example).items()
     }
@@ -120,7 +127,14 @@ def fold(
     )
     layers = tuple(_layer_inputs(folded, example))
     functions = tuple(where for _, where in activation_calls(graph))
-    report = FoldReport(neurons, layers, deviation, rewrites.sum_pools, dict(rewrites.merged_norms), functions)
+    tied = tuple(
+        layer.name
+        for neuron, layer in classes.neurons()
+        if neuron.raw_amplitude is not None and classes.has_ties(layer.outputs)
+    )
+    report = FoldReport(
+        neurons, layers, deviation, rewrites.sum_pools, dict(rewrites.merged_norms), functions=functions, tied=tied
+    )
     return folded.to(weight.device, weight.dtype), report
 
 
@@ -143,7 +157,7 @@ def verify(network: SpikingNetwork, folded: SpikingNetwork, example: Tensor, *, 
     with torch.no_grad():
         expected, got = network(example, per_step=True), folded(example, per_step=True)
     if not expected.isfinite().all():
-        raise FoldError("the network gives logits that are not finite (NaN or infinite weights?): nothing to fold")
+        raise FoldError("the network gives logits that are not finite, so there is nothing to compare")
     deviation = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-300)).item()
     if deviation <= tolerance:
         return deviation
@@ -153,6 +167,21 @@ def verify(network: SpikingNetwork, folded: SpikingNetwork, example: Tensor, *, 
         f"folded and unfolded logits deviate by {deviation:.1e} of the greatest logit (allowed: {tolerance:.0e}); "
         f"first layer that deviates: {next(differs, 'the classifier')}"
     )
+
+
+def _frames_like(example: Tensor, timesteps: int, generator: torch.Generator) -> Tensor:
+    """Two sequences of frames [2, T, C, H, W] of noise (one, if long) with the mean and the deviation of an example.
+
+    Every other frame is the negative of the one before it, so that spikes cancel in neurons that add them up.
+    """
+    noise = torch.randn(_samples(timesteps), timesteps, *example.shape[-3:], generator=generator, dtype=example.dtype)
+    noise[:, 1::2] = -noise[:, : timesteps - 1 : 2]
+    return example.mean() + example.std(correction=0) * noise
+
+
+def _samples(timesteps: int) -> int:
+    """How many images or sequences show enough, without taking much memory where there are many time steps."""
+    return 2 if timesteps <= 16 else 1
 
 
 def _classes(graph: fx.Graph, model: nn.Module, integer_pools: bool) -> GaugeClasses:

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from . import operations as ops
 from .neurons import SpikingNeuron
 from .operations import NORMS
+from .ties import is_power_of_two, tied_ids
 
 __all__ = ["GaugeClasses", "Layer", "TrainingScales"]
 
@@ -231,6 +232,7 @@ class GaugeClasses(_Ids):
         self._sum_pools = sum_pools
         self.pools: dict[str, tuple[Tensor, Tensor, float]] = {}
         super().__init__(graph, model)
+        self._tied = self.labels[tied_ids(graph, self.modules, self.ids, self._is_constant)]
 
     def neurons(self) -> Iterator[tuple[SpikingNeuron, Layer]]:
         """The neurons that are called, in the order of execution."""
@@ -253,7 +255,7 @@ class GaugeClasses(_Ids):
         """Gauge of every id, float64.
 
         That is the amplitude that flows into its class, or 1 where there is none, several different ones, one that is
-        no positive number, or where the class must have 1.
+        no positive number, one that is no power of two where there are ties, or where the class must have 1.
         """
         classes = int(self.labels.max()) + 1
         low = torch.full((classes,), math.inf, dtype=torch.float64)
@@ -264,13 +266,17 @@ class GaugeClasses(_Ids):
             low.scatter_reduce_(0, labels, amplitude, "amin")
             high.scatter_reduce_(0, labels, amplitude, "amax")
         gauges = torch.where((low == high) & (low > 0) & low.isfinite(), low, 1.0)
+        gauges[self._tied] = torch.where(is_power_of_two(gauges[self._tied]), gauges[self._tied], 1.0)
         gauges[self.labels[0]] = 1.0
         for inputs, outputs, factor in self.pools.values():
             gauges[self.labels[outputs]] = gauges[self.labels[inputs]] * factor
         return gauges[self.labels]
 
     def impossible_pools(self) -> set[str]:
-        """Those of ``sum_pools`` whose class has a gauge from elsewhere: they must stay average pools."""
+        """Those of ``sum_pools`` that must stay average pools.
+
+        Their class has a gauge from elsewhere, or has ties, where division by anything but a power of two matters.
+        """
         taken = {int(self.labels[0])}
         for _, layer in self.neurons():
             taken.update(self.labels[layer.outputs].tolist())
@@ -280,7 +286,12 @@ class GaugeClasses(_Ids):
             for name, (inputs, outputs, factor) in self.pools.items()
             if not taken.isdisjoint(self.labels[outputs].tolist())
             or not torch.equal(gauges[outputs], gauges[inputs] * factor)
+            or (self.has_ties(outputs) and not is_power_of_two(torch.tensor(factor)))
         }
+
+    def has_ties(self, ids: Tensor) -> bool:
+        """Whether spikes with any of these gauges can cancel in a neuron, see :mod:`lightning_tspike.ties`."""
+        return bool(torch.isin(self.labels[ids], self._tied).any())
 
     def layer(self, module: nn.Module, node: fx.Node, x: fx.Node) -> Tensor | None:
         if module in self._exposed or not ops.absorbs(module, self._owners):

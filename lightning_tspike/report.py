@@ -142,12 +142,14 @@ class FoldReport:
     Attributes:
         neurons: Every neuron layer, in the order of execution.
         layers: Every weighted layer, in the order of execution.
-        deviation: Greatest deviation of the logits on the verification batch in float64, relative to the greatest
-            logit.
+        deviation: Greatest deviation of the logits on the verification batch and on frames of noise in float64,
+            relative to the greatest logit.
         sum_pools: Average pools that sum now; the gauge has taken up their division.
         merged_norms: Norms that are part of the layer before them now: name of the norm -> name of that layer.
         functions: Activations that are no neurons, because they are called as functions: which one, in which module, at
             which line.
+        tied: Those of ``kept`` whose spikes can cancel in a neuron that does not leak and resets softly, where
+            rounding would decide whether it fires (:mod:`lightning_tspike.ties`).
     """
 
     neurons: tuple[FoldedNeuron, ...]
@@ -156,6 +158,7 @@ class FoldReport:
     sum_pools: tuple[str, ...] = ()
     merged_norms: dict[str, str] | None = None
     functions: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
 
     @property
     def kept(self) -> list[str]:
@@ -200,6 +203,7 @@ class FoldReport:
         return (
             f"{len(self.neurons) - len(self.kept)} of {len(self.neurons)} amplitudes folded"
             + (f" (kept: {', '.join(self.kept)})" if self.kept else "")
+            + (f" (kept so that ties at a threshold stay as they are: {', '.join(self.tied)})" if self.tied else "")
             + f"; inputs of {len(holds)} weighted layers: {holds.count('ternary')} ternary, "
             f"{holds.count('integer')} integer, {holds.count('real')} real, so {100 * self.addition_only:.1f} % "
             f"of them with {100 * self.addition_only_macs:.1f} % of the MACs need additions only; "

@@ -35,6 +35,7 @@ __all__ = [
     "numbers_in",
     "own_file",
     "read_weights",
+    "unusable",
 ]
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -119,6 +120,17 @@ def numbers_in(file: Path) -> int:
             return sum(torch.Size(tensors.get_slice(name).get_shape()).numel() for name in tensors.keys())  # noqa: SIM118
     except (SafetensorError, OSError, OverflowError) as error:
         raise FolderError(f"{file} is damaged ({error}); export or download the folder again") from error
+
+
+def unusable(weights: Mapping[str, Tensor]) -> list[str]:
+    """What no network can compute with, a text each. A neuron is silent behind it, so the logits need not tell."""
+    faults = []
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            faults.append(f"{name} holds NaN or infinite values")
+        elif name.endswith("running_var") and (tensor < 0).any():
+            faults.append(f"{name} holds negative variances")
+    return faults
 
 
 def own_file(file: Path) -> Path:
