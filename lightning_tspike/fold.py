@@ -109,7 +109,7 @@ def fold(
     rewrites = Rewrites(tuple(classes.pools), _merge_norms(classes) if merge_bn else {})
     rewrites.apply(folded.model)
     folded.rewrites = folded.rewrites.followed_by(rewrites)
-    deviation = max(verify(exact, folded, x) for x in (example, _frames_like(example, network.timesteps, generator)))
+    deviation = max(verify(exact, folded, x) for x in (example, _frames_like(example, network, generator)))
     fired = {
         name: signs.count_nonzero().item() / signs.numel() for name, signs in _spike_signs(folded, example).items()
     }
@@ -169,12 +169,13 @@ def verify(network: SpikingNetwork, folded: SpikingNetwork, example: Tensor, *, 
     )
 
 
-def _frames_like(example: Tensor, timesteps: int, generator: torch.Generator) -> Tensor:
-    """Two sequences of frames [2, T, C, H, W] of noise (one, if long) with the mean and the deviation of an example.
+def _frames_like(example: Tensor, network: SpikingNetwork, generator: torch.Generator) -> Tensor:
+    """Two sequences of frames [2, T, C, H, W], or of vectors [2, T, F], of noise (one, if long) with the mean and the deviation of an example.
 
     Every other frame is the negative of the one before it, so that spikes cancel in neurons that add them up.
     """
-    noise = torch.randn(_samples(timesteps), timesteps, *example.shape[-3:], generator=generator, dtype=example.dtype)
+    timesteps, shape = network.timesteps, example.shape[-len(network.input_size) :]
+    noise = torch.randn(_samples(timesteps), timesteps, *shape, generator=generator, dtype=example.dtype)
     noise[:, 1::2] = -noise[:, : timesteps - 1 : 2]
     return example.mean() + example.std(correction=0) * noise
 
