@@ -27,7 +27,7 @@ from .losses import distillation_loss, membrane_regularization, tet_loss
 from .memory import Memory
 from .models import NetworkConfig, create_network, load_ann
 from .pretrained import start_from
-from .seeding import epoch_seed, run_seed
+from .seeding import epoch_seed, epoch_to_come, run_seed
 
 __all__ = ["TernarySNNModule"]
 
@@ -181,6 +181,7 @@ class TernarySNNModule(L.LightningModule):
         )
         self.network.memory = memory
         self._is_compiled = False
+        self._epoch_resumed, self._epoch_seeded = 0, -1
         # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
         # the module: not of its parameters, its checkpoints or what DDP looks after
         self._anns: dict[str, torch.nn.Module] = {}
@@ -301,6 +302,9 @@ class TernarySNNModule(L.LightningModule):
         self.network.model.compile()
         self._is_compiled = True
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._epoch_resumed = epoch_to_come(checkpoint)
+
     def on_fit_start(self) -> None:
         hp = self.hparams
         if hp["teacher"]:
@@ -308,6 +312,9 @@ class TernarySNNModule(L.LightningModule):
                 hp["teacher"], hp["teacher_weights"], num_classes=hp["num_classes"], in_chans=hp["in_chans"]
             )
             self._anns["teacher"] = teacher.requires_grad_(False).to(self.device)
+        # last: no other random numbers may be drawn before Lightning makes the loader's iterator
+        is_resumed = self.trainer.ckpt_path is not None
+        self._seed(self._epoch_resumed if is_resumed else self.trainer.fit_loop.epoch_progress.current.processed)
 
     def on_train_start(self) -> None:
         ann = self._anns.pop("start", None)
@@ -318,8 +325,15 @@ class TernarySNNModule(L.LightningModule):
         self._anns.pop("teacher", None)
 
     def on_train_epoch_start(self) -> None:
+        # Lightning makes the iterator of a loader, which draws random numbers, right after this; but that of a fit's
+        # first epoch long before, after on_fit_start, where that epoch has been seeded.
+        if self._epoch_seeded != self.current_epoch:
+            self._seed(self.current_epoch)
+
+    def _seed(self, epoch: int) -> None:
+        self._epoch_seeded = epoch
         if (seed := run_seed()) is not None:
-            stream = epoch_seed(seed, self.current_epoch, self.global_rank)
+            stream = epoch_seed(seed, epoch, self.global_rank)
             random.seed(stream)
             np.random.seed(stream)
             torch.manual_seed(stream)
