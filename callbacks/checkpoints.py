@@ -10,7 +10,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from typing_extensions import override
 
-__all__ = ["BestCheckpoint", "LastCheckpoint"]
+__all__ = ["BestCheckpoint", "LastCheckpoint", "best_checkpoint"]
+
+
+def best_checkpoint(trainer: Trainer) -> Path | None:
+    """The best checkpoint of the first callback that looks at a metric, or else what the first one has saved last."""
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    callbacks.sort(key=lambda callback: callback.monitor is None)
+    return Path(callbacks[0].best_model_path) if callbacks and callbacks[0].best_model_path else None
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -21,7 +21,7 @@ from ..fold import fold
 from ..folder import write_folder
 from ..models import NetworkConfig
 from ._common import network_of
-from .checkpoints import LastCheckpoint
+from .checkpoints import LastCheckpoint, best_checkpoint
 
 __all__ = ["COPY_OF", "FoldExport"]
 
@@ -125,8 +125,8 @@ class FoldExport(Callback):
             rank_zero_warn(f"the folded copies are not those of the checkpoints: {error}")
 
     def _publish(self, repo_id: str, trainer: Trainer) -> None:
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if not best:
+        best = best_checkpoint(trainer)
+        if best is None:
             rank_zero_warn(f"nothing was published to {repo_id}: there is no best checkpoint")
             return
         from ..zoo import publish
@@ -139,8 +139,8 @@ class FoldExport(Callback):
             rank_zero_warn(f"{best} was not published, try `tspike zoo publish {best} {repo_id}`: {error}")
 
     def _log_artifact(self, trainer: Trainer) -> None:
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        folder = self.folders.get(Path(best)) if best else None
+        best = best_checkpoint(trainer)
+        folder = self.folders.get(best) if best else None
         if folder is None:
             rank_zero_warn("no W&B artifact: there is no folded copy of a best checkpoint")
             return

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from .callbacks import FoldExport, PredictionWriter
 from .callbacks._common import run_folder
+from .callbacks.checkpoints import best_checkpoint
 from .checkpoint_io import AtomicCheckpointIO
 from .evaluation import Evaluation, evaluate
 from .folder import read_folder
@@ -118,8 +119,8 @@ class TrainingCLI(LightningCLI):
         if trainer.is_global_zero and self.config.fit.report:
             self._write_report(run_folder(trainer))
         export = next((c for c in trainer.callbacks if isinstance(c, FoldExport)), None)
-        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        folder = export.folders.get(Path(checkpoint)) if export else None
+        checkpoint = best_checkpoint(trainer)
+        folder = export.folders.get(checkpoint) if export and checkpoint else None
         if not trainer.is_global_zero or not checkpoint:
             return
         console = Console()

@@ -59,12 +59,12 @@ def test_a_run_goes_on_in_its_folder(fit: Callable[..., Any], tmp_path: Path) ->
     before = rows(run, "val/loss")
     assert [step for step, _ in before] == [4, 9]
 
-    result = fit("--trainer.max_epochs=4", constant, "--ckpt_path", "last", "--report=true")
+    result = fit("--trainer.max_epochs=4", constant, "--ckpt_path", "last")
     assert result.status is None, result.stderr
     assert f"resuming {RUN}/checkpoints/last.ckpt in its run folder, {RUN}" in result.stdout
     assert not re.search("will be deleted|is not empty", result.stderr)
     assert [path.name for path in (tmp_path / "runs/digits").glob("version_*")] == ["version_0"]
-    assert {path.name for path in run.iterdir()} >= {"config.yaml", "config.resumed.yaml", "report.html"}
+    assert {path.name for path in run.iterdir()} >= {"config.yaml", "config.resumed.yaml"}
     assert "max_epochs: 2" in (run / "config.yaml").read_text()
     names = {path.name for path in (run / "checkpoints").iterdir()}
     assert names == {"best.ckpt", "best.folded", "last.ckpt", "last.folded"}
@@ -165,6 +165,24 @@ def test_stopped_before_the_first_checkpoint(tspike: Callable[..., Any], tmp_pat
     assert result.status == 1
     assert "no checkpoint: the first one is saved at the end of an epoch" in result.stderr
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_full_disk_leaves_no_part_of_a_checkpoint(tspike: Callable[..., Any], tmp_path: Path) -> None:
+    """A real one, on another filesystem than that of temporary files, with room for the log alone."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("needs root, who may mount a small disk")
+    try:
+        result = tspike("fit", "--config", "digits", *SMALL[:2], "--trainer.max_epochs=1", cwd=disk)
+        assert "No space left on device" in result.stderr
+        assert "best.ckpt" in result.stderr
+        assert (disk / RUN / "checkpoints").is_dir()
+        assert not list((disk / RUN / "checkpoints").iterdir())
+    finally:
+        os.chdir(tmp_path)
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_the_command_to_go_on() -> None:
