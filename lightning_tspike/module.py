@@ -313,8 +313,8 @@ class TernarySNNModule(L.LightningModule):
             )
             self._anns["teacher"] = teacher.requires_grad_(False).to(self.device)
         # last: no other random numbers may be drawn before Lightning makes the loader's iterator
-        is_resumed = self.trainer.ckpt_path is not None
-        self._seed(self._epoch_resumed if is_resumed else self.trainer.fit_loop.epoch_progress.current.processed)
+        progress: Any = self.trainer.fit_loop.epoch_progress
+        self._seed(progress.current.processed if self.trainer.ckpt_path is None else self._epoch_resumed)
 
     def on_train_start(self) -> None:
         ann = self._anns.pop("start", None)

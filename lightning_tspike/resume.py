@@ -83,9 +83,10 @@ def keep_metrics(logger: CSVLogger, checkpoint: Path) -> None:
     with file.open(newline="") as stream:
         reader = csv.DictReader(stream)
         columns = list(reader.fieldnames or ())
-        writer = csv.DictWriter(text, columns)
+        writer = csv.DictWriter(text, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(row for row in reader if int(row["step"]) <= last_step)
+        # a kill may have left part of a row
+        writer.writerows(row for row in reader if (row["step"] or "").isdigit() and int(row["step"]) <= last_step)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
         experiment: Any = logger.experiment  # deletes the file

@@ -60,6 +60,10 @@ class TrainingCLI(LightningCLI):
                 parser.error(f"--ckpt_path=last: {error}")
             # Further processes of this run must not look for themselves.
             sys.argv.append(f"--ckpt_path={config.ckpt_path}")
+        elif config.ckpt_path not in (None, "best", "hpc") and _is_missing(config.ckpt_path):
+            parser.error(
+                f"--ckpt_path={config.ckpt_path}: there is no such checkpoint; --ckpt_path=last finds the newest"
+            )
         if subcommand == "fit" and config.ckpt_path and Path(config.ckpt_path).exists():
             self._goes_on_in_its_folder = enter_run_folder(config.trainer, Path(config.ckpt_path))
             if self._goes_on_in_its_folder:  # config.yaml is that of the beginning
@@ -155,6 +159,11 @@ class TrainingCLI(LightningCLI):
         if isinstance(limit, float) and limit == 1:
             return loader
         return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
+
+
+def _is_missing(checkpoint: str) -> bool:
+    """Whether there is no such file; what is no path (a URL, a model registry's name) is left to Lightning."""
+    return ":" not in checkpoint and not Path(checkpoint).exists()
 
 
 def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> None:

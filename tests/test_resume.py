@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_tspike import zoo
-from lightning_tspike.resume import command_to_go_on
+from lightning_tspike.resume import command_to_go_on, keep_metrics
 
 SMALL = [
     "--trainer.accelerator=cpu",
@@ -91,6 +92,27 @@ def test_an_earlier_epoch_starts_a_new_run(fit: Callable[..., Any], tmp_path: Pa
     assert last.read_bytes() == content
     assert last.with_suffix(".folded").is_dir()
     assert epoch_of(tmp_path / "runs/digits/version_1/checkpoints/last.ckpt") == 1
+
+
+def test_a_checkpoint_that_is_not_there(tspike: Callable[..., Any], tmp_path: Path) -> None:
+    result = tspike("fit", "--config", "digits", *SMALL, "--ckpt_path=nowhere.ckpt")
+    assert result.status == 2
+    assert "--ckpt_path=nowhere.ckpt: there is no such checkpoint" in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_log_goes_on_where_the_checkpoint_is(tmp_path: Path) -> None:
+    """What was logged after it is logged again; a kill has left half a row."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.csv").write_text("epoch,step,val/acc1\n0,4,0.5\n1,9,0.7\n2,14,0.8\n2,1")
+    torch.save({"global_step": 10}, tmp_path / "last.ckpt")
+    logger = CSVLogger(tmp_path, name="", version="run")
+    keep_metrics(logger, tmp_path / "last.ckpt")
+    logger.log_metrics({"val/acc1": 0.9, "new": 1.0}, 14)
+    logger.save()
+    assert rows(tmp_path / "run", "val/acc1") == [(4, "0.5"), (9, "0.7"), (14, "0.9")]
+    assert rows(tmp_path / "run", "new") == [(14, "1.0")]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["metrics.csv"]
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])
