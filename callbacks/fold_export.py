@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -20,8 +21,12 @@ from ..fold import fold
 from ..folder import write_folder
 from ..models import NetworkConfig
 from ._common import network_of
+from .checkpoints import LastCheckpoint, best_checkpoint
 
-__all__ = ["FoldExport"]
+__all__ = ["COPY_OF", "FoldExport"]
+
+COPY_OF = "copy_of.json"
+"""File in a folder that FoldExport has written: which checkpoint it is the copy of. Others' folders are left alone."""
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +43,9 @@ class FoldExport(Callback):
     folder goes when its checkpoint goes. It is written under another name and then renamed, so there is never half
     of one. Only the first process reads and writes; no process waits for another.
 
-    A copy appears when training goes on after the checkpoint was saved, or ends.
+    A copy appears when training goes on after the checkpoint was saved, or ends, also by Ctrl-C, SIGTERM or an error.
+    That of a :class:`LastCheckpoint`, which changes with every epoch, appears when training ends. What a killed run has
+    left without its checkpoint goes when training goes on in its folder.
 
     Args:
         on_error: What to do when a checkpoint cannot be folded (its weights are not finite, say) or the copy not be
@@ -68,6 +75,7 @@ class FoldExport(Callback):
         self.folders: dict[Path, Path] = {}
         self._seen: dict[Path, int] = {}  # time of last change of the checkpoint file that was folded
         self._config: NetworkConfig | None = None
+        self._has_swept = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -100,15 +108,25 @@ class FoldExport(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Called after every callback's on_train_end, where ModelCheckpoint may save for the last time.
         if stage == "fit":
-            self._follow(trainer)
+            self._follow(trainer, is_over=True)
             if self.wandb_artifact and trainer.is_global_zero:
                 self._log_artifact(trainer)
             if self.publish is not None and trainer.is_global_zero:
                 self._publish(self.publish, trainer)
 
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # No teardown comes after it. Whatever ended the training is what the user is to hear of.
+        if self._config is None or trainer.state.fn != "fit":
+            return
+        try:
+            self._follow(trainer, is_over=True)
+        except (*_NOT_FATAL, MisconfigurationException) as error:
+            rank_zero_warn(f"the folded copies are not those of the checkpoints: {error}")
+
     def _publish(self, repo_id: str, trainer: Trainer) -> None:
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if not best:
+        best = best_checkpoint(trainer)
+        if best is None:
             rank_zero_warn(f"nothing was published to {repo_id}: there is no best checkpoint")
             return
         from ..zoo import publish
@@ -121,8 +139,8 @@ class FoldExport(Callback):
             rank_zero_warn(f"{best} was not published, try `tspike zoo publish {best} {repo_id}`: {error}")
 
     def _log_artifact(self, trainer: Trainer) -> None:
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        folder = self.folders.get(Path(best)) if best else None
+        best = best_checkpoint(trainer)
+        folder = self.folders.get(best) if best else None
         if folder is None:
             rank_zero_warn("no W&B artifact: there is no folded copy of a best checkpoint")
             return
@@ -134,29 +152,39 @@ class FoldExport(Callback):
                 artifact.add_dir(str(folder))
                 logger.experiment.log_artifact(artifact)
 
-    def _follow(self, trainer: Trainer) -> None:
-        """Fold the checkpoints that are new or have changed; drop the folders of those that are gone."""
+    def _follow(self, trainer: Trainer, is_over: bool = False) -> None:
+        """Fold the checkpoints that are new or have changed; drop the folders of those that are gone or not yet due."""
         if not trainer.is_global_zero:
             return
-        for checkpoint in _kept_checkpoints(trainer):
+        for checkpoint, is_passing in _kept_checkpoints(trainer):
             changed = checkpoint.stat().st_mtime_ns
-            if self._seen.get(checkpoint) != changed:
+            if self._seen.get(checkpoint) == changed:
+                continue
+            if is_passing and not is_over:
+                self._drop(checkpoint)
+                continue
+            try:
+                self._export(checkpoint, trainer)
+            except _NOT_FATAL as error:
+                # Not worth losing a training run: the checkpoint is safe, and can be folded later.
+                self._drop(checkpoint)
                 self._seen[checkpoint] = changed
-                try:
-                    self._export(checkpoint, trainer)
-                except _NOT_FATAL as error:
-                    if self.on_error == "raise":
-                        raise
-                    # Not worth losing a training run: the checkpoint is safe, and can be folded later.
-                    self._drop(checkpoint)
-                    rank_zero_warn(f"no folded copy of {checkpoint}, training goes on: {error}")
+                if self.on_error == "raise":
+                    raise
+                rank_zero_warn(f"no folded copy of {checkpoint}, training goes on: {error}")
+            self._seen[checkpoint] = changed  # not before: Ctrl-C may come in the midst of it
         for checkpoint in [c for c in self._seen if not c.exists()]:
             del self._seen[checkpoint]
             self._drop(checkpoint)
+        if not self._has_swept:
+            self._has_swept = True
+            for folder in {Path(c.dirpath) for c in _model_checkpoints(trainer) if c.dirpath}:
+                _sweep(folder)
 
     def _drop(self, checkpoint: Path) -> None:
-        if folder := self.folders.pop(checkpoint, None):
-            shutil.rmtree(folder, ignore_errors=True)
+        self.folders.pop(checkpoint, None)
+        if (checkpoint.with_suffix(".folded") / COPY_OF).is_file():
+            shutil.rmtree(checkpoint.with_suffix(".folded"), ignore_errors=True)
 
     def _export(self, checkpoint: Path, trainer: Trainer) -> None:
         if checkpoint.is_dir():
@@ -173,14 +201,30 @@ class FoldExport(Callback):
             "label_names": getattr(data, "class_names", None),
         }
         folder = checkpoint.with_suffix(".folded")
-        for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a run that was killed in the midst of writing
-            shutil.rmtree(leftover, ignore_errors=True)
-        self.folders[checkpoint] = write_folder(folder, folded, report=report, **facts)
+        copy_of = (json.dumps({"checkpoint": checkpoint.name}) + "\n").encode()
+        self.folders[checkpoint] = write_folder(folder, folded, report=report, files={COPY_OF: copy_of}, **facts)
         log.debug("folded %s: %s", checkpoint, report)
 
 
-def _kept_checkpoints(trainer: Trainer) -> Iterator[Path]:
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            paths = {*callback.best_k_models, callback.best_model_path, callback.last_model_path} - {""}
-            yield from (path for path in map(Path, sorted(paths)) if path.exists())
+def _model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _kept_checkpoints(trainer: Trainer) -> Iterator[tuple[Path, bool]]:
+    """Checkpoints, and whether the next epoch replaces them."""
+    for callback in _model_checkpoints(trainer):
+        is_passing = isinstance(callback, LastCheckpoint)
+        for path in map(Path, sorted({*callback.best_k_models, callback.best_model_path, callback.last_model_path})):
+            # a run that goes on elsewhere remembers the one before, whose last epoch is not its own
+            is_other_runs = is_passing and path.parent.resolve() != Path(str(callback.dirpath)).resolve()
+            if path.name and path.exists() and not is_other_runs:
+                yield path, is_passing
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs have left: half a folder, and folders whose checkpoint is gone."""
+    for leftover in folder.glob(".*.folded.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for copy in folder.glob("*.folded"):
+        if (copy / COPY_OF).is_file() and not copy.with_suffix(".ckpt").exists():
+            shutil.rmtree(copy, ignore_errors=True)

@@ -1,15 +1,43 @@
-"""Put a finished folder in the place of an old one, so that there is always one of the two, whole."""
+"""Put a finished file or folder in the place of an old one, so that there is always one of the two, whole."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["replace_folder"]
+__all__ = ["replace_folder", "whole_file"]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which is at ``path`` once all of it is on the disk.
+
+    Until then it is beside it, as ``.NAME.partial``; what a killed process has left there is written anew.
+
+    Args:
+        path: Where it is to be; a file that is there already goes.
+
+    Raises:
+        OSError: It cannot be written; what was at ``path`` is as it was.
+    """
+    scratch = path.with_name(f".{path.name}.partial")
+    try:
+        scratch.unlink(missing_ok=True)
+        with scratch.open("xb") as file:  # "x" follows no link that somebody puts there
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def replace_folder(new: Path, path: Path) -> None:

@@ -46,7 +46,8 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Path:
     """Draw what the callbacks and loggers have left in a run's folder; nothing in the page needs a network.
 
     Read are ``metrics.csv`` (CSVLogger) or TensorBoard's event files, ``membrane.json``, ``energy.json``, and the
-    ``fold_report.json`` of the newest folded checkpoint; what is not there has no section.
+    ``fold_report.json`` of the newest folded checkpoint (the last epoch's only where there is no other); what is not
+    there has no section.
 
     Args:
         run: The run's folder, e.g. ``runs/digits/version_0``.
@@ -245,7 +246,11 @@ def _energy(run: Path, _scalars: Scalars) -> Iterator[_Section]:
 
 
 def _fold(run: Path, _scalars: Scalars) -> Iterator[_Section]:
-    files = sorted(run.rglob("*.folded/fold_report.json"), key=lambda file: file.stat().st_mtime)
+    # the best epoch's rather than the last one's, which is written after it
+    files = sorted(
+        run.rglob("*.folded/fold_report.json"),
+        key=lambda file: (not file.parent.name.startswith("last"), file.stat().st_mtime),
+    )
     if not files:
         return
     content = _read_json(files[-1])

@@ -29,7 +29,7 @@ from .memory import Memory
 from .models import NetworkConfig, create_network, load_ann
 from .pretrained import start_from
 from .schedules import create_schedule
-from .seeding import epoch_seed, run_seed
+from .seeding import epoch_seed, epoch_to_come, run_seed
 
 __all__ = ["TernarySNNModule"]
 
@@ -187,6 +187,7 @@ class TernarySNNModule(L.LightningModule):
         self._is_compiled = False
         self._is_real_fit = False  # a tuner (learning rate, batch size) tries steps before on_fit_start
         self._planned_lr: float | None = None  # what the optimizer was made with
+        self._epoch_resumed, self._epoch_seeded = 0, -1
         # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
         # the module: not of its parameters, its checkpoints or what DDP looks after
         self._anns: dict[str, torch.nn.Module] = {}
@@ -310,6 +311,9 @@ class TernarySNNModule(L.LightningModule):
         self.network.model.compile()
         self._is_compiled = True
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._epoch_resumed = epoch_to_come(checkpoint)
+
     def on_fit_start(self) -> None:
         hp = self.hparams
         self._is_real_fit = True
@@ -320,6 +324,9 @@ class TernarySNNModule(L.LightningModule):
                 hp["teacher"], hp["teacher_weights"], num_classes=hp["num_classes"], in_chans=hp["in_chans"]
             )
             self._anns["teacher"] = teacher.requires_grad_(False).to(self.device)
+        # last: no other random numbers may be drawn before Lightning makes the loader's iterator
+        progress: Any = self.trainer.fit_loop.epoch_progress
+        self._seed(progress.current.processed if self.trainer.ckpt_path is None else self._epoch_resumed)
 
     def on_train_start(self) -> None:
         ann = self._anns.get("start")
@@ -333,8 +340,15 @@ class TernarySNNModule(L.LightningModule):
         self._is_real_fit = False
 
     def on_train_epoch_start(self) -> None:
+        # Lightning makes the iterator of a loader, which draws random numbers, right after this; but that of a fit's
+        # first epoch long before, after on_fit_start, where that epoch has been seeded.
+        if self._epoch_seeded != self.current_epoch:
+            self._seed(self.current_epoch)
+
+    def _seed(self, epoch: int) -> None:
+        self._epoch_seeded = epoch
         if (seed := run_seed()) is not None:
-            stream = epoch_seed(seed, self.current_epoch, self.global_rank)
+            stream = epoch_seed(seed, epoch, self.global_rank)
             random.seed(stream)
             np.random.seed(stream)
             torch.manual_seed(stream)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import warnings
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
@@ -17,21 +23,51 @@ from torch.utils.data import DataLoader
 
 from .callbacks import FoldExport, PredictionWriter
 from .callbacks._common import run_folder
+from .callbacks.checkpoints import best_checkpoint
+from .checkpoint_io import AtomicCheckpointIO
 from .evaluation import Evaluation, evaluate
 from .folder import read_folder
 from .module import TernarySNNModule
+from .resume import command_to_go_on, enter_run_folder, keep_metrics, last_checkpoint, newest_checkpoint
 
 __all__ = ["run_training_cli"]
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI for TernarySNNModule and any datamodule; its own part is the summary after ``fit``."""
+    """LightningCLI for TernarySNNModule and any datamodule.
+
+    Its own part is the summary after ``fit``, and how a stopped fit goes on: ``--ckpt_path last`` is the last
+    checkpoint of the newest run, which goes on in that run's folder, and who stops a fit is told how.
+    """
+
+    _goes_on_in_its_folder = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Trainer, module and data do not know."""
         parser.add_argument(
             "--report", type=bool, default=False, help="after fit, write report.html to the run's folder"
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Find the checkpoint that is asked for, before Lightning looks for its hyperparameters."""
+        super().parse_arguments(parser, args)
+        subcommand = self.config.subcommand
+        config = self.config[subcommand]
+        if config.ckpt_path == "last":
+            try:
+                config.ckpt_path = str(last_checkpoint(config.trainer))
+            except FileNotFoundError as error:
+                parser.error(f"--ckpt_path=last: {error}")
+            # Further processes of this run must not look for themselves.
+            sys.argv.append(f"--ckpt_path={config.ckpt_path}")
+        elif config.ckpt_path not in (None, "best", "hpc") and _is_missing(config.ckpt_path):
+            parser.error(
+                f"--ckpt_path={config.ckpt_path}: there is no such checkpoint; --ckpt_path=last finds the newest"
+            )
+        if subcommand == "fit" and config.ckpt_path and Path(config.ckpt_path).exists():
+            self._goes_on_in_its_folder = enter_run_folder(config.trainer, Path(config.ckpt_path))
+            if self._goes_on_in_its_folder:  # config.yaml is that of the beginning
+                self.save_config_kwargs |= {"config_filename": "config.resumed.yaml", "overwrite": True}
 
     def before_instantiate_classes(self) -> None:
         """Refuse to measure or use a network with random weights, and to report on what logs nothing."""
@@ -40,14 +76,55 @@ class TrainingCLI(LightningCLI):
         if self.subcommand != "fit" and not self.config[self.subcommand].ckpt_path:
             self.parser.error(f"tspike {self.subcommand} needs trained weights: --ckpt_path=PATH of a checkpoint")
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer whose checkpoints are whole or not there, unless it was told how to write them."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def before_fit(self) -> None:
+        """Say which checkpoint is resumed, and where the run goes on."""
+        checkpoint = self.config.fit.ckpt_path
+        if not checkpoint or not self.trainer.is_global_zero:
+            return
+        folder = run_folder(self.trainer)
+        if not self._goes_on_in_its_folder:
+            print(f"resuming {checkpoint} in a new run folder, {folder}: its best epoch is one of those to come")
+            return
+        print(f"resuming {checkpoint} in its run folder, {folder}")
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        if isinstance(self.trainer.logger, CSVLogger):
+            keep_metrics(self.trainer.logger, Path(checkpoint))
+
+    def fit(self, **arguments: Any) -> None:
+        """Train; who stops it is told where the checkpoint is, and how to go on."""
+        try:
+            self.trainer.fit(**arguments)
+        except BaseException as error:
+            self._say_how_to_go_on(is_stopped=isinstance(error, (KeyboardInterrupt, SystemExit)))
+            if isinstance(error, SIGTERMException):  # it would end as if all was done
+                raise SystemExit(128 + signal.SIGTERM) from error
+            raise
+
+    def _say_how_to_go_on(self, is_stopped: bool) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        checkpoint = newest_checkpoint(self.trainer)
+        if checkpoint is not None:
+            command = command_to_go_on(sys.argv[1:], checkpoint)
+            print(f"checkpoint: {checkpoint}\nto go on:   {command}", file=sys.stderr, flush=True)
+        elif is_stopped:
+            print("no checkpoint: the first one is saved at the end of an epoch", file=sys.stderr, flush=True)
+
     def after_fit(self) -> None:
         """Test the best checkpoint and its folded copy, and say where both are; write the report if asked to."""
         trainer: Any = self.trainer
         if trainer.is_global_zero and self.config.fit.report:
             self._write_report(run_folder(trainer))
         export = next((c for c in trainer.callbacks if isinstance(c, FoldExport)), None)
-        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        folder = export.folders.get(Path(checkpoint)) if export else None
+        checkpoint = best_checkpoint(trainer)
+        folder = export.folders.get(checkpoint) if export and checkpoint else None
         if not trainer.is_global_zero or not checkpoint:
             return
         console = Console()
@@ -82,6 +159,11 @@ class TrainingCLI(LightningCLI):
         if isinstance(limit, float) and limit == 1:
             return loader
         return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
+
+
+def _is_missing(checkpoint: str) -> bool:
+    """Whether there is no such file; what is no path (a URL, a model registry's name) is left to Lightning."""
+    return ":" not in checkpoint and not Path(checkpoint).exists()
 
 
 def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> None:

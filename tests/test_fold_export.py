@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_tspike import TernarySNNModule, zoo
-from lightning_tspike.callbacks import FoldExport
+from lightning_tspike.callbacks import FoldExport, LastCheckpoint
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.fold import fold
 from lightning_tspike.folder import read_folder, write_folder
@@ -215,6 +215,44 @@ def test_what_a_killed_run_has_left_is_swept_away(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "best.folded"]
 
 
+class _Look(L.Callback):
+    """Writes down which folded folders there are while an epoch is trained."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: list[list[str]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: TernarySNNModule) -> None:
+        self.seen.append(sorted(path.name for path in self.folder.glob("*.folded")))
+
+
+def test_the_last_epochs_copy_comes_at_the_end(tmp_path: Path) -> None:
+    """It would be another one after every epoch; and an earlier one never stays beside a later checkpoint."""
+    folder = tmp_path / "checkpoints"
+    fit(tmp_path, [LastCheckpoint(), FoldExport()], max_epochs=1)
+    first = (folder / "last.folded/model.safetensors").read_bytes()
+    look = _Look(folder)
+    trainer = L.Trainer(
+        default_root_dir=tmp_path, callbacks=[LastCheckpoint(), look, FoldExport()], accelerator="cpu", max_epochs=3,
+        limit_train_batches=5, limit_val_batches=1, logger=False, enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.fit(TernarySNNModule(**TINY), DigitsDataModule(batch_size=32), ckpt_path=folder / "last.ckpt")
+    assert look.seen == [[], []]
+    x = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(zoo.load(folder / "last.folded")(x), zoo.load(folder / "last.ckpt")(x))
+    assert (folder / "last.folded/model.safetensors").read_bytes() != first
+
+
+def test_a_copy_without_its_checkpoint_goes(tmp_path: Path) -> None:
+    """As a kill between the two leaves it; a folder that somebody has folded there by hand stays."""
+    folder = tmp_path / "checkpoints"
+    fit(tmp_path, [ModelCheckpoint(folder, "{epoch}"), FoldExport()], max_epochs=1)
+    (folder / "epoch=0.ckpt").unlink()
+    write_folder(folder / "mine.folded", fold(create_network(NetworkConfig("tspike_resnet_small", 10, 1)))[0])
+    fit(tmp_path, [ModelCheckpoint(folder, "best"), FoldExport()], max_epochs=1)
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "best.folded", "mine.folded"]
+
+
 class _Sharded(TernarySNNModule):
     def configure_model(self) -> None:
         pass
@@ -237,17 +275,20 @@ def test_two_processes(tmp_path: Path) -> None:
         from lightning.pytorch.loggers import CSVLogger
         from lightning_tspike import TernarySNNModule
         from lightning_tspike.callbacks import (
-            AmplitudeLogger, EnergyMonitor, FiringRateMonitor, FoldExport, MembraneHistogram
+            AmplitudeLogger, BestCheckpoint, EnergyMonitor, FiringRateMonitor, FoldExport, LastCheckpoint,
+            MembraneHistogram
         )
+        from lightning_tspike.checkpoint_io import AtomicCheckpointIO
         from lightning_tspike.data import DigitsDataModule
 
         if __name__ == "__main__":
             L.seed_everything(1)
-            keep = ModelCheckpoint(filename="{{epoch}}", monitor="val/acc1", mode="max", save_top_k=2, save_last=True)
+            keep = ModelCheckpoint(filename="{{epoch}}", monitor="val/acc1", mode="max", save_top_k=2)
             watching = [AmplitudeLogger(2), EnergyMonitor(1), FiringRateMonitor(2), FoldExport(), MembraneHistogram(2)]
             trainer = L.Trainer(
                 accelerator="cpu", devices=2, strategy="ddp", max_epochs=3, limit_train_batches=4, log_every_n_steps=2,
-                logger=CSVLogger(".", name="", version="run"), callbacks=[keep, *watching], enable_progress_bar=False,
+                logger=CSVLogger(".", name="", version="run"), enable_progress_bar=False,
+                callbacks=[keep, BestCheckpoint(), LastCheckpoint(), *watching], plugins=[AtomicCheckpointIO()],
             )
             trainer.fit(TernarySNNModule(**{TINY!r}), DigitsDataModule())
         """)
@@ -260,7 +301,8 @@ def test_two_processes(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     checkpoints = {name for name in names if name.endswith(".ckpt")}
-    assert len(checkpoints) == 3
+    assert len(checkpoints) == 4
+    assert {"best.ckpt", "last.ckpt"} < checkpoints
     assert names - checkpoints == {name.replace(".ckpt", ".folded") for name in checkpoints}
     for name in names - checkpoints:
         zoo.load(tmp_path / "run" / "checkpoints" / name)

@@ -95,6 +95,17 @@ def test_a_browser_draws_every_chart(run: Path, tmp_path: Path) -> None:
             assert blank < 0.99
 
 
+def test_the_fold_is_the_best_checkpoints(run: Path, tmp_path: Path) -> None:
+    """Not that of the last epoch, which is the newer folder."""
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,1.5\n")
+    for name in ("best", "last"):
+        shutil.copytree(run / "checkpoints/best.folded", tmp_path / f"checkpoints/{name}.folded")
+    (tmp_path / "checkpoints/last.folded/fold_report.json").touch()
+    assert "<p>checkpoints/best.folded: " in write_report(tmp_path).read_text()
+    shutil.rmtree(tmp_path / "checkpoints/best.folded")
+    assert "<p>checkpoints/last.folded: " in write_report(tmp_path).read_text()
+
+
 def test_only_what_was_logged(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,train/loss\n0,0,2.5\n0,10,1.5\n")
     page = write_report(tmp_path, tmp_path / "elsewhere.html").read_text()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_tspike import TernarySNNModule
 from lightning_tspike.data import DigitsDataModule
@@ -112,6 +114,42 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, num_workers: int, when: st
     run(tmp_path / "first", 2, None)
     resumed = run(tmp_path / "second", 4, tmp_path / "first" / "epoch=1.ckpt")
 
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+class _Augmented(Dataset):
+    """Images that differ each time they are read: by Python's, numpy's and torch's random numbers."""
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = torch.full((1, 8, 8), index / 48)
+        return image + torch.rand(1) + random.random() + np.random.rand(), index % 10
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("when", ["after validation", "at the end of the training epoch"])
+def test_resumed_equals_uninterrupted_with_a_loader_of_your_own(tmp_path: Path, num_workers: int, when: str) -> None:
+    """torch's shuffled DataLoader takes its order from the random numbers of the process; dropout goes on with them."""
+
+    def run(folder: Path, epochs_seen: int, resume: Path | None) -> dict[str, object]:
+        L.seed_everything(7, workers=True, verbose=False)
+        torch.rand(11 if resume else 3)  # other random numbers were drawn before
+        keep = ModelCheckpoint(
+            folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=when != "after validation"
+        )
+        run = trainer(folder, max_epochs=4, callbacks=[keep, _StopAfter(epochs_seen)])
+        module = TernarySNNModule(**TINY, lr=0.05)
+        module.network.model.fc = torch.nn.Sequential(torch.nn.Dropout(0.5), module.network.model.fc)
+        loader = DataLoader(_Augmented(), batch_size=8, shuffle=True, num_workers=num_workers)
+        run.fit(module, loader, DataLoader(_Augmented(), batch_size=24), ckpt_path=resume)
+        checkpoint = torch.load(folder / f"epoch={epochs_seen - 1}.ckpt", weights_only=True)
+        return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"][0]}
+
+    whole = run(tmp_path / "whole", 4, None)
+    run(tmp_path / "first", 2, None)
+    resumed = run(tmp_path / "second", 4, tmp_path / "first" / "epoch=1.ckpt")
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
