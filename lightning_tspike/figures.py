@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 __all__ = [
     "plot_amplitudes",
@@ -21,7 +22,10 @@ __all__ = [
     "plot_histograms",
     "plot_neuron_amplitudes",
     "plot_over_time",
+    "thinned",
 ]
+
+T = TypeVar("T")
 
 POSITIVE, NEGATIVE, NEUTRAL = "#c1443c", "#3b6fb6", "#8a8f98"
 
@@ -40,7 +44,7 @@ def plot_amplitudes(history: Mapping[int, Mapping[str, float]], *, cancelled: Co
     figure, axes = _figure(max(6.0, 1.5 + 0.28 * len(layers)), 4.6)
     colours = colormaps["viridis_r"]
     steps = sorted(history)
-    for step in _thinned(steps, 24):
+    for step in thinned(steps, 24):
         values = [history[step].get(layer, math.nan) for layer in layers]
         axes.plot(range(len(layers)), values, ".-", color=colours((step - steps[0]) / max(1, steps[-1] - steps[0])))
     axes.axhline(1, color=NEUTRAL, linewidth=0.8, zorder=0)
@@ -48,7 +52,7 @@ def plot_amplitudes(history: Mapping[int, Mapping[str, float]], *, cancelled: Co
     axes.set_ylabel("amplitude")
     norm = Normalize(steps[0], max(steps[-1], steps[0] + 1))
     figure.colorbar(ScalarMappable(norm, colours), ax=axes, label="step")
-    return figure
+    return _literal(figure)
 
 
 def plot_over_time(series: Series, ylabel: str) -> Figure:
@@ -60,19 +64,24 @@ def plot_over_time(series: Series, ylabel: str) -> Figure:
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel)
     _legend_beside(axes, len(series))
-    return figure
+    return _literal(figure)
 
 
 def plot_curves(panels: Mapping[str, Series]) -> Figure:
     """One panel for each quantity over the steps, such as loss and accuracy in training and validation."""
-    figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
-    for axes, (title, series) in zip(_grid(figure, 1, len(panels)), panels.items(), strict=True):
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+    grid = _grid(figure, rows, columns)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, series) in zip(grid, panels.items(), strict=False):
         for name, (steps, values) in series.items():
             axes.plot(steps, values, marker=_marker(steps), label=name)
         axes.set_title(title)
         axes.set_xlabel("step")
         axes.legend(frameon=False)
-    return figure
+    return _literal(figure)
 
 
 def plot_histograms(first: Mapping[str, Any], last: Mapping[str, Any]) -> Figure:
@@ -102,7 +111,7 @@ def plot_histograms(first: Mapping[str, Any], last: Mapping[str, Any]) -> Figure
     for axes in panels[len(last) :]:
         axes.set_visible(False)
     figure.supxlabel("membrane potential / threshold", fontsize=9)
-    return figure
+    return _literal(figure)
 
 
 def plot_firing_rates(rates: Mapping[str, tuple[float, float]]) -> Figure:
@@ -116,7 +125,7 @@ def plot_firing_rates(rates: Mapping[str, tuple[float, float]]) -> Figure:
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.set_ylabel("firing rate")
     axes.legend(frameon=False)
-    return figure
+    return _literal(figure)
 
 
 def plot_neuron_amplitudes(amplitudes: Mapping[str, Any]) -> Figure:
@@ -129,7 +138,7 @@ def plot_neuron_amplitudes(amplitudes: Mapping[str, Any]) -> Figure:
     axes.axhline(1, color="black", linestyle="--", linewidth=0.8)
     _name_layers(axes, list(amplitudes))
     axes.set_ylabel("amplitude before folding")
-    return figure
+    return _literal(figure)
 
 
 def plot_energy(layers: Mapping[str, tuple[float, float]]) -> Figure:
@@ -142,7 +151,7 @@ def plot_energy(layers: Mapping[str, tuple[float, float]]) -> Figure:
     _name_layers(axes, list(layers))
     axes.set_ylabel("uJ per image")
     axes.legend(frameon=False)
-    return figure
+    return _literal(figure)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -169,8 +178,16 @@ def _marker(steps: Sequence[float]) -> str:
     return "." if len(steps) < 30 else ""
 
 
-def _thinned(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, the first and the last among them."""
-    if len(steps) <= most:
-        return list(steps)
-    return [steps[round(k * (len(steps) - 1) / (most - 1))] for k in range(most)]
+def thinned(things: Sequence[T], most: int) -> list[T]:
+    """At most so many of them, evenly chosen, the first and the last among them."""
+    if len(things) <= most:
+        return list(things)
+    return [things[round(k * (len(things) - 1) / (most - 1))] for k in range(most)]
+
+
+def _literal(figure: Figure) -> Figure:
+    """A name is what it is: no dollar in it begins a formula, whatever the user's matplotlibrc says."""
+    for text in figure.findobj(Text):
+        text.set_usetex(False)
+        text.set_parse_math(False)
+    return figure

@@ -172,7 +172,8 @@ def verify(network: SpikingNetwork, folded: SpikingNetwork, example: Tensor, *, 
 def _frames_like(example: Tensor, network: SpikingNetwork, generator: torch.Generator) -> Tensor:
     """Two sequences (one, if long) of frames [2, T, C, H, W] or vectors [2, T, F] with an example's mean and deviation.
 
-    They are noise; every other frame is the negative of the one before it, so that spikes cancel in neurons that add them up.
+    They are noise. Every other frame is the negative of the one before it, so that spikes cancel in neurons that add
+    them up.
     """
     timesteps, shape = network.timesteps, example.shape[-len(network.input_size) :]
     noise = torch.randn(_samples(timesteps), timesteps, *shape, generator=generator, dtype=example.dtype)

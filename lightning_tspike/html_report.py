@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
-import json
 import os
+import secrets
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from . import figures
 from .energy import EnergyReport, LayerEnergy, energy_row
+from .run_logs import ReportError, Series, read_json, read_logs
 
 __all__ = ["ReportError", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-class ReportError(ValueError):
-    """There is nothing to report on, or a file of the run cannot be read; the message names it."""
+PANELS, LINES, BARS, ROWS, POINTS, BINS = 24, 40, 200, 1000, 500, 1000
+"""What a page can show, and a browser can draw: of more, some are chosen, and the page says how many are left out."""
+
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,6 @@ class _Section:
     pictures: Sequence[tuple[str, str]] = ()  # alternative text, data URI
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
-
-
-Scalars = dict[str, tuple[list[int], list[float]]]
-"""Tag -> (steps, values), as logged."""
 
 
 def write_report(run: str | Path, output: str | Path | None = None) -> Path:
@@ -62,74 +59,48 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Path:
     """
     run = Path(run)
     output = Path(output) if output is not None else run / "report.html"
-    scalars = _read_scalars(run)
+    logs = read_logs(run)
     try:
-        sections = [section for make in _SECTIONS for section in make(run, scalars)]
-    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+        sections = [section for make in _SECTIONS for section in make(run, logs.scalars)]
+    except ReportError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ReportError(
             f"the logs in {run.resolve()} are not as lightning-tspike's callbacks write them: {error!r}"
         ) from error
+    notes = [f"{logs.skipped:,} values at steps that are not finite are left out."] if logs.skipped else []
     template = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("report.html.jinja")
-    page = template.render(run=run.resolve(), sections=sections)
-    scratch = output.with_name(f".{output.name}.partial")
-    scratch.write_text(page, encoding="utf-8")
-    os.replace(scratch, output)
+    _write(output, template.render(run=run.resolve(), sections=sections, notes=notes, most_rows=ROWS))
     return output
 
 
-def _read_scalars(run: Path) -> Scalars:
-    if not run.is_dir():
-        raise ReportError(f"there is no folder {run.resolve()}")
-    scalars: Scalars = defaultdict(lambda: ([], []))
-    if (file := run / "metrics.csv").is_file():
-        with file.open(newline="") as stream:
-            for row in csv.DictReader(stream):
-                for tag, value in row.items():
-                    if tag not in ("step", "epoch") and value:
-                        _append(scalars, file, tag, row.get("step"), value)
-    elif any(run.glob("events.out.tfevents.*")):
-        events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-        for tag in events.Tags()["scalars"]:
-            for event in events.Scalars(tag):
-                scalars[tag][0].append(event.step)
-                scalars[tag][1].append(event.value)
-    else:
-        raise ReportError(
-            f"{run.resolve()} has neither metrics.csv (CSVLogger) nor events.out.tfevents.* (TensorBoardLogger); give "
-            "the folder of one run, such as runs/digits/version_0"
-        )
-    return dict(scalars)
-
-
-def _append(scalars: Scalars, file: Path, tag: str | None, step: Any, value: Any) -> None:
+def _write(file: Path, page: str) -> None:
+    """The whole page or none, through a new file whose name nobody can foresee."""
+    scratch = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
-        at, number = int(step), float(value)
-    except (TypeError, ValueError) as error:
-        raise ReportError(f"{file}: {tag} has the value {value!r} at step {step!r}, expected numbers") from error
-    steps, values = scalars[str(tag)]
-    steps.append(at)
-    values.append(number)
+        with scratch.open("x", encoding="utf-8", errors="replace") as stream:
+            stream.write(page)
+        os.replace(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{file} cannot be read ({error}); remove it to get a report without it") from error
-
-
-def _curves(_run: Path, scalars: Scalars) -> Iterator[_Section]:
+def _curves(_run: Path, scalars: Series) -> Iterator[_Section]:
     panels: dict[str, dict[str, tuple[list[int], list[float]]]] = defaultdict(dict)
     for stage in ("train", "val", "test"):
         for tag, series in scalars.items():
             if tag.startswith(f"{stage}/"):
                 panels[tag.removeprefix(f"{stage}/")][stage] = series
     if panels:
-        figure = figures.plot_curves(dict(sorted(panels.items(), reverse=True)))
-        yield _Section("Learning curves", "", [("Loss and accuracy over the steps", _data_uri(figure))])
+        ordered = dict(sorted(panels.items(), reverse=True))
+        drawn = {quantity: _thinned(ordered[quantity]) for quantity in list(ordered)[:PANELS]}
+        text = _left_out(ordered, drawn, "quantities")
+        yield _Section(
+            "Learning curves", text, [("Loss and accuracy over the steps", _data_uri(figures.plot_curves(drawn)))]
+        )
 
 
-def _amplitudes(_run: Path, scalars: Scalars) -> Iterator[_Section]:
+def _amplitudes(_run: Path, scalars: Series) -> Iterator[_Section]:
     live, cancelled = _by_layer(scalars, "amplitude"), _by_layer(scalars, "amplitude_cancelled")
     gradients = _by_layer(scalars, "amplitude_gradient")
     if not live and not cancelled:
@@ -145,32 +116,37 @@ def _amplitudes(_run: Path, scalars: Scalars) -> Iterator[_Section]:
         for effect, series in (("live", live), ("cancelled by a norm", cancelled))
         for name, (_, values) in series.items()
     ]
-    figure = figures.plot_over_time(live | cancelled, "amplitude")
+    series = live | cancelled
+    drawn = _some(series, LINES)
+    figure = figures.plot_over_time(_thinned(drawn), "amplitude")
     yield _Section(
         "Amplitudes",
         "Learned spike amplitudes by layer (of channels: their mean). Of those that a norm divides out nothing drives "
-        "the value; those that are frozen at 1 are not listed.",
+        f"the value; those that are frozen at 1 are not listed. {_left_out(series, drawn, 'layers')}",
         [("Amplitude of every layer over the steps", _data_uri(figure))],
         ("neuron layer", "effect", "first", "last", "norm of the last gradient"),
         rows,
     )
 
 
-def _membranes(run: Path, _scalars: Scalars) -> Iterator[_Section]:
-    if not (file := run / "membrane.json").is_file():
+def _membranes(run: Path, _scalars: Series) -> Iterator[_Section]:
+    if not os.path.lexists(file := run / "membrane.json"):
         return
-    content = _read_json(file)
+    content = read_json(file)
     first, last = content["first"], content["last"]
     rows = [(name, f"{h['fires']:.4f}", f"{h['no_gradient']:.4f}") for name, h in last["layers"].items()]
+    if any(len(h["edges"]) > BINS + 1 for side in (first, last) for h in side["layers"].values()):
+        raise ReportError(f"{file} has histograms of more than {BINS} bins")
+    drawn = _some(last["layers"], LINES)
     yield _Section(
         "Membrane potentials",
         f"Before firing, in thresholds (dashed), at step {last['step']} (filled) and at step {first['step']} (line). "
         "Ternary neurons fire where it is red, binary ones on the right side only. What lies beyond the axis is in the "
-        "outermost bins.",
+        f"outermost bins. {_left_out(last['layers'], drawn, 'layers')}",
         [
             (
                 "Histogram of every layer's membrane potential",
-                _data_uri(figures.plot_histograms(first["layers"], last["layers"])),
+                _data_uri(figures.plot_histograms(first["layers"], drawn)),
             )
         ],
         ("neuron layer", "share that fires", "share without surrogate gradient"),
@@ -178,14 +154,15 @@ def _membranes(run: Path, _scalars: Scalars) -> Iterator[_Section]:
     )
 
 
-def _firing(_run: Path, scalars: Scalars) -> Iterator[_Section]:
+def _firing(_run: Path, scalars: Series) -> Iterator[_Section]:
     layers = [tag.split("/")[1] for tag in scalars if tag.startswith("firing_rate/") and tag.endswith("/positive")]
     if not layers:
         return
     last = {tag: values[-1] for tag, (_, values) in scalars.items()}
     rates = {name: (last[f"firing_rate/{name}/positive"], last[f"firing_rate/{name}/negative"]) for name in layers}
+    bars, lines = _some(rates, BARS), _some(rates, LINES)
     totals = {}
-    for name in layers:
+    for name in lines:
         steps, positive = scalars[f"firing_rate/{name}/positive"]
         negative = scalars[f"firing_rate/{name}/negative"][1]
         totals[name] = steps, [p + n for p, n in zip(positive, negative, strict=True)]
@@ -206,10 +183,14 @@ def _firing(_run: Path, scalars: Scalars) -> Iterator[_Section]:
     yield _Section(
         "Firing rates",
         "Share of neurons that fire, by sign of the spike, on the latest training batch that was looked at; and the "
-        "entropy of a spike in bits, with its sign (at most 1.585) and without (at most 1).",
+        f"entropy of a spike in bits, with its sign (at most 1.585) and without (at most 1). "
+        f"{_left_out(rates, lines, 'layers')}",
         [
-            ("Positive and negative firing rate of every layer", _data_uri(figures.plot_firing_rates(rates))),
-            ("Firing rate of every layer over the steps", _data_uri(figures.plot_over_time(totals, "firing rate"))),
+            ("Positive and negative firing rate of every layer", _data_uri(figures.plot_firing_rates(bars))),
+            (
+                "Firing rate of every layer over the steps",
+                _data_uri(figures.plot_over_time(_thinned(totals), "firing rate")),
+            ),
         ],
         (
             "neuron layer",
@@ -223,10 +204,10 @@ def _firing(_run: Path, scalars: Scalars) -> Iterator[_Section]:
     )
 
 
-def _energy(run: Path, _scalars: Scalars) -> Iterator[_Section]:
-    if not (file := run / "energy.json").is_file():
+def _energy(run: Path, _scalars: Series) -> Iterator[_Section]:
+    if not os.path.lexists(file := run / "energy.json"):
         return
-    content = _read_json(file)
+    content = read_json(file)
     report = EnergyReport(
         tuple(LayerEnergy(**layer) for layer in content["layers"]), content["mac_picojoules"], content["ac_picojoules"]
     )
@@ -239,21 +220,20 @@ def _energy(run: Path, _scalars: Scalars) -> Iterator[_Section]:
         f"An estimate for the folded network, per image: {report.macs:,.0f} multiply-accumulates "
         f"({report.mac_picojoules} pJ each) and {report.synops:,.0f} accumulates ({report.ac_picojoules} pJ each), "
         f"{report.total_picojoules / 1e6:.4g} uJ in all; as an ANN {report.ann_picojoules / 1e6:.4g} uJ.",
-        [("Energy of every weighted layer", _data_uri(figures.plot_energy(layers)))],
+        [("Energy of every weighted layer", _data_uri(figures.plot_energy(_some(layers, BARS))))],
         ("weighted layer", "MACs", "SynOps", "uJ", "MACs as ANN", "uJ as ANN"),
         [energy_row(report, layer) for layer in report.layers],
     )
 
 
-def _fold(run: Path, _scalars: Scalars) -> Iterator[_Section]:
+def _fold(run: Path, _scalars: Series) -> Iterator[_Section]:
+    # ModelCheckpoint's folder, and one more where a checkpoint's name has a slash in it (val/acc1)
+    found = [file for depth in ("", "*/", "*/*/") for file in run.glob(f"{depth}*.folded/fold_report.json")]
     # the best epoch's rather than the last one's, which is written after it
-    files = sorted(
-        run.rglob("*.folded/fold_report.json"),
-        key=lambda file: (not file.parent.name.startswith("last"), file.stat().st_mtime),
-    )
+    files = sorted(found, key=lambda file: (not file.parent.name.startswith("last"), file.lstat().st_mtime))
     if not files:
         return
-    content = _read_json(files[-1])
+    content = read_json(files[-1])
     rows = [
         (
             neuron["name"],
@@ -278,7 +258,7 @@ def _fold(run: Path, _scalars: Scalars) -> Iterator[_Section]:
 _SECTIONS = (_curves, _amplitudes, _membranes, _firing, _energy, _fold)
 
 
-def _by_layer(scalars: Scalars, kind: str) -> Scalars:
+def _by_layer(scalars: Series, kind: str) -> Series:
     """Layer -> series of ``kind/<layer>``, or of ``kind/<layer>/mean`` where there is a number for each channel."""
     return {
         parts[1]: series
@@ -289,6 +269,24 @@ def _by_layer(scalars: Scalars, kind: str) -> Scalars:
 
 def _numbers(numbers: Sequence[float]) -> str:
     return f"{numbers[0]:.4f}" if len(numbers) == 1 else f"{min(numbers):.4f} to {max(numbers):.4f}"
+
+
+def _some(things: Mapping[str, V], most: int) -> dict[str, V]:
+    """At most so many of them, evenly chosen: layers are in the order of depth."""
+    return {name: things[name] for name in figures.thinned(list(things), most)}
+
+
+def _thinned(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dict[str, tuple[list[float], ...]]:
+    """With so many points each that a line needs."""
+    return {
+        name: tuple([column[k] for k in figures.thinned(range(len(column)), POINTS)] for column in columns)
+        for name, columns in series.items()
+    }
+
+
+def _left_out(all_of_them: Mapping[str, object], drawn: Mapping[str, object], what: str) -> str:
+    missing = len(all_of_them) - len(drawn)
+    return f"Drawn are {len(drawn)} of {len(all_of_them):,} {what}; {missing:,} are left out." if missing else ""
 
 
 def _data_uri(figure: Figure) -> str:

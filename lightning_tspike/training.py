@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -24,13 +27,36 @@ from torch.utils.data import DataLoader
 from .callbacks import FoldExport, PredictionWriter
 from .callbacks._common import run_folder
 from .callbacks.checkpoints import best_checkpoint
+from .checkpoint import CheckpointError
 from .checkpoint_io import AtomicCheckpointIO
 from .evaluation import Evaluation, evaluate
 from .folder import read_folder
 from .module import TernarySNNModule
 from .resume import command_to_go_on, enter_run_folder, keep_metrics, last_checkpoint, newest_checkpoint
+from .run_folders import DiscardUntrained, folder_of_checkpoint, without_numbered
 
 __all__ = ["run_training_cli"]
+
+
+class CommandParser(LightningArgumentParser):
+    """Says what is wrong in one line: the usage alone of ``tspike fit`` is ninety, and ``--help`` has it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with status 2, or raise where jsonargparse asks for that."""
+        if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
+            super().error(message, ex)
+        parser: Any = getattr(ex, "subcommand_parser", None) or self
+        command = parser.prog.replace(" [options]", "")
+        text = " ".join(message.split()).rstrip(".")
+        if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", text):
+            subcommands = [p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values()]
+            known = [option for p in [self, *subcommands] for option in p._option_string_actions]
+            if close := difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.8):
+                text += f"; did you mean {close[0]}?"
+        elif "are required: " in text:
+            text += "; a recipe has all that is needed, e.g. --config digits"
+        print(f"{command}: {text} ({command} --help lists the options)", file=sys.stderr)
+        sys.exit(2)
 
 
 class TrainingCLI(LightningCLI):
@@ -41,6 +67,12 @@ class TrainingCLI(LightningCLI):
     """
 
     _goes_on_in_its_folder = False
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only the one that is run, where the command line starts with it: a parser takes a while to build."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Trainer, module and data do not know."""
@@ -72,16 +104,32 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse to measure or use a network with random weights, and to report on what logs nothing."""
         if self.subcommand != "fit" and self.config[self.subcommand].report:
-            self.parser.error(f"tspike {self.subcommand} has nothing to report: --report is for tspike fit")
+            self.parser.error(f"{self.subcommand} has nothing to report: --report is for fit")
         if self.subcommand != "fit" and not self.config[self.subcommand].ckpt_path:
-            self.parser.error(f"tspike {self.subcommand} needs trained weights: --ckpt_path=PATH of a checkpoint")
+            self.parser.error(f"{self.subcommand} needs trained weights: --ckpt_path=PATH of a checkpoint")
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer whose checkpoints are whole or not there, unless it was told how to write them."""
-        trainer = super().instantiate_trainer(**kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        return trainer
+    def instantiate_trainer(self, **changes: Any) -> Trainer:
+        """Only a fit that trains takes a new run folder; what others write goes to their checkpoint's."""
+        if self.subcommand == "fit":
+            trainer = super().instantiate_trainer(**changes)
+            trainer.callbacks.append(DiscardUntrained(trainer))
+            if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless the user has chosen another
+                trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+            return trainer
+        self.save_config_callback = None
+        options = self.config_init[self.subcommand]
+        changes["logger"] = without_numbered(options.trainer.logger)
+        if options.trainer.default_root_dir is None and Path(options.ckpt_path).exists():
+            changes["default_root_dir"] = folder_of_checkpoint(options.ckpt_path)
+        return super().instantiate_trainer(**changes)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning reads a checkpoint's hyperparameters here, and what is no checkpoint can raise anything."""
+        try:
+            super()._parse_ckpt_path()
+        except Exception as error:
+            path = self.config[self.config.subcommand].ckpt_path
+            raise CheckpointError(f"{path} is damaged or not a Lightning checkpoint") from error
 
     def before_fit(self) -> None:
         """Say which checkpoint is resumed, and where the run goes on."""
@@ -189,7 +237,12 @@ def run_training_cli() -> None:
         LightningDataModule,
         subclass_mode_data=True,
         trainer_defaults={"callbacks": [PredictionWriter()]},
+        # a beginning of an option that passes for the option today may mean another one tomorrow
         parser_kwargs={
-            "description": "Train, validate, test or predict with ternary-spike networks. See also: tspike zoo list"
+            "prog": "tspike",
+            "allow_abbrev": False,
+            **{command: {"allow_abbrev": False} for command in TrainingCLI.subcommands()},
+            "description": "Train, validate, test or predict with ternary-spike networks.",
         },
+        parser_class=CommandParser,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,11 @@ __all__ = ["predict", "recipe_data", "run_zoo"]
 
 def run_zoo(words: Sequence[str]) -> None:
     """``tspike zoo ...``."""
-    parser = argparse.ArgumentParser(prog="tspike zoo", description="The model zoo.")
+    parser = argparse.ArgumentParser(prog="tspike zoo", allow_abbrev=False, description="The model zoo.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, allow_abbrev=False, help=text, description=text)
         command.set_defaults(run=run)
         return command
 
@@ -61,13 +60,15 @@ def run_zoo(words: Sequence[str]) -> None:
     recipe = getattr(options, "recipe", None)
     if unknown := [word for word in changes if not (recipe and word.startswith("--data"))]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    _or_exit(lambda: options.run(options, changes))
+    options.run(options, changes)
 
 
 def predict(words: Sequence[str]) -> None:
     """``tspike predict --model NAME IMAGE...``."""
     parser = argparse.ArgumentParser(
-        prog="tspike predict", description="Classify image files with a network of the zoo, of the Hub or in a folder."
+        prog="tspike predict",
+        allow_abbrev=False,
+        description="Classify image files with a network of the zoo, of the Hub or in a folder.",
     )
     parser.add_argument("--model", required=True, help="entry, ORG/NAME[@REVISION] on the Hub, folder or checkpoint")
     parser.add_argument("--top", type=int, default=1, help="classes to print for each image; default: 1")
@@ -75,15 +76,7 @@ def predict(words: Sequence[str]) -> None:
     options = parser.parse_args(words)
     if options.top < 1:
         parser.error(f"--top must be at least 1, got {options.top}")
-    _or_exit(lambda: _predict(options))
-
-
-def _or_exit(run: Callable[[], None]) -> None:
-    """Mistakes that have an explanation are printed without a traceback."""
-    try:
-        run()
-    except (LookupError, ValueError, RuntimeError, OSError, ModuleNotFoundError) as error:
-        sys.exit(f"tspike: {error.args[0] if isinstance(error, LookupError) and error.args else error}")
+    _predict(options)
 
 
 def _list(options: argparse.Namespace, _changes: Sequence[str]) -> None:
@@ -182,7 +175,7 @@ def _predict(options: argparse.Namespace) -> None:
         try:
             with Image.open(file) as image:
                 x = transform(image)
-        except OSError as error:  # also what is no image: PIL's UnidentifiedImageError
+        except (OSError, Image.DecompressionBombError) as error:  # also what is no image: UnidentifiedImageError
             raise ValueError(f"{file} cannot be read as an image: {error}") from error
         with torch.no_grad():
             probabilities = network(x[None]).softmax(-1)[0]

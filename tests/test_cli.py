@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 
 from lightning_tspike import zoo
+from lightning_tspike.neurons import check_options
+from lightning_tspike.user_errors import explained
 
 
 def process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -64,8 +67,38 @@ def test_predict_writes_a_file(tspike: Callable[..., Any], run: tuple[Path, str]
     result = tspike("predict", "--config", "digits", f"--ckpt_path={checkpoint}", cwd=run[0])
     assert result.status is None, result.stderr
     files = list(run[0].glob("runs/**/predictions.csv"))
-    assert len(files) == 1
+    assert files == [run[0] / "runs/digits/version_0/predictions.csv"]  # where its checkpoint is
     assert len(files[0].read_text().splitlines()) == 361
+
+
+def test_only_training_takes_a_run_folder(tspike: Callable[..., Any], run: tuple[Path, str]) -> None:
+    """Not a test, a prediction or help; not a fit that fails in its options, its data or its first look at them."""
+    checkpoint = run[0] / "runs/digits/version_0/checkpoints/best.ckpt"
+    before = sorted(path for path in run[0].rglob("*") if path.name != "predictions.csv")
+    for words in (
+        ["test", "--config", "digits", f"--ckpt_path={checkpoint}"],
+        ["predict", "--config", "digits", f"--ckpt_path={checkpoint}"],
+        ["fit", "--config", "digits", "--model.backbone=resnet43"],
+        ["fit", "--config", "digits", "--model.num_classes=5"],  # the data has 10: found by the sanity check
+        ["fit", "--config", "digits", "--ckpt_path=nowhere.ckpt"],
+        ["fit", "--config", "digits", "--print_config"],
+    ):
+        tspike(*words, cwd=run[0])
+    assert sorted(path for path in run[0].rglob("*") if path.name != "predictions.csv") == before
+
+
+def test_a_fit_that_does_not_start_leaves_nothing(tspike: Callable[..., Any], tmp_path: Path) -> None:
+    result = tspike("fit", "--config", "digits", "--model.num_classes=5", cwd=tmp_path)
+    assert "set num_classes to the number of classes" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_logger_whose_version_is_chosen_stays(tspike: Callable[..., Any], run: tuple[Path, str]) -> None:
+    checkpoint = run[0] / "runs/digits/version_0/checkpoints/best.ckpt"
+    options = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=mine", "--trainer.logger.version=kept"]
+    result = tspike("test", "--config", "digits", f"--ckpt_path={checkpoint}", *options, cwd=run[0])
+    assert result.status is None, result.stderr
+    assert "test/acc1" in (run[0] / "mine/lightning_logs/kept/metrics.csv").read_text()
 
 
 def test_fold_shows_tables_and_writes_a_folder(tspike: Callable[..., Any], run: tuple[Path, str]) -> None:
@@ -113,13 +146,93 @@ def test_smoke_run_without_checkpoints(tspike: Callable[..., Any], tmp_path: Pat
         (["test", "--config", "digits"], "needs trained weights: --ckpt_path"),
         (["fit", "--config", "digits", "--model.backbone=resnet43"], "did you mean .*resnet34"),
         (["fit", "--config", "digits", "--model.timesteps=0"], "timesteps must be a whole number of at least 1, got 0"),
+        (["fit", "--config", "digits", "--model.sched=plateau"], "sched='plateau' is not supported"),
+        (["fit", "--config", "digits", "--trainer.accelerator=tpu"], "TPU"),
+        (["fit", "--config", "digits", "--ckpt_path=no.ckpt"], "no.ckpt"),
+        (["test", "--config", "digits", "--ckpt_path=text.ckpt"], "text.ckpt is damaged or not a Lightning checkpoint"),
         (["fit", "--config", "fashion_mnist", "--data.root=nowhere"], "train-images-idx3-ubyte"),
+        (["predict", "--model", "tspike-digits", "text.ckpt"], "text.ckpt cannot be read as an image"),
+        (["zoo", "info", "digits"], "the zoo has no entry 'digits'; did you mean 'tspike-digits'"),
+        (["data", "check", "fashion_mnist", "--data.root=nowhere"], "train-images-idx3-ubyte"),
     ],
 )
 def test_mistakes_are_explained(tspike: Callable[..., Any], tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "text.ckpt").write_text("text")
     result = tspike(*words, cwd=tmp_path)
     assert result.status
-    assert re.search(message, result.stderr), result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("tspike")
+    assert re.search(message, last), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fitt", "--config", "digits"], "there is no command 'fitt'; did you mean 'fit'?"),
+        (["frobnicate"], "there is no command 'frobnicate'; there are fit, validate"),
+        (["fit", "--config", "digits", "--model.timestep=3"], "--model.timestep=3; did you mean --model.timesteps?"),
+        (["fit", "--config", "digits", "--trainer.max_epoch", "3"], "did you mean --trainer.max_epochs?"),
+        (["fit", "--config", "digits", "--model.timesteps=x"], "model.timesteps"),
+        (["fit"], "--config digits"),
+        (["test", "--config", "digits"], "needs trained weights"),
+        (["zoo", "list", "--stat", "trained"], "--stat"),
+        (["report"], "run"),
+    ],
+)
+def test_a_wrong_command_line(tspike: Callable[..., Any], tmp_path: Path, words: list[str], message: str) -> None:
+    """Status 2, the option or command that was meant, and no beginning of a word that passes for the word."""
+    result = tspike(*words, cwd=tmp_path)
+    assert result.status == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["zoo", "--help"], ["report", "--help"], ["fitt"]])
+def test_what_needs_no_torch_does_not_wait_for_it(tmp_path: Path, words: list[str]) -> None:
+    code = (
+        "import sys\nfrom lightning_tspike.cli import main\ntry: main()\nfinally:\n"
+        "    assert not {'torch', 'lightning', 'timm', 'matplotlib'} & set(sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == (2 if words == ["fitt"] else 0), result.stderr
+
+
+def test_help_and_version(tspike: Callable[..., Any]) -> None:
+    """Every command has a line: those of LightningCLI and ours."""
+    commands = ["fit", "validate", "test", "predict", "fold", "import-official", "report", "data", "zoo"]
+    for words in ([], ["help"], ["--help"]):
+        result = tspike(*words)
+        assert result.status == 0
+        assert [line.split()[0] for line in re.findall(r"^  [a-z].*", result.stdout, re.M)] == commands
+        assert max(map(len, result.stdout.splitlines())) <= 82
+    assert tspike("--version").stdout == f"lightning-tspike {version('lightning-tspike')}\n"
+
+
+@pytest.mark.parametrize("blocked", ["file", "full"])
+def test_a_place_that_takes_no_files(tmp_path: Path, blocked: str) -> None:
+    """Where logs go there is a file, or the disk takes no more: one line, no traceback."""
+    if blocked == "file":
+        (tmp_path / "runs").write_text("")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));" if blocked == "full" else ""
+    code = f"{limit}from lightning_tspike.cli import main; main()"
+    words = ["fit", "--config", "digits", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    command = [sys.executable, "-c", code, *words]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("tspike: [Errno "), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    """What no check has raised is for us to mend."""
+    with pytest.raises(ValueError, match="invalid literal"), explained():
+        int("x")
+    with pytest.raises(SystemExit, match="tspike: timesteps must be a whole number of at least 1, got 0"), explained():
+        check_options(0)
 
 
 def test_zoo_list(tspike: Callable[..., Any], tmp_path: Path) -> None:

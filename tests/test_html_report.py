@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 
+from benchmarks import hostile_runs
 from lightning_tspike import TernarySNNModule
 from lightning_tspike.callbacks import AmplitudeLogger, EnergyMonitor, FiringRateMonitor, FoldExport, MembraneHistogram
 from lightning_tspike.cli import main
@@ -138,3 +140,95 @@ def test_what_is_wrong_is_named(tmp_path: Path, files: dict[str, str], message: 
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="tspike: there is no folder"):
         main(["report", str(tmp_path / "nowhere")])
+
+
+FILES = ["metrics.csv", "membrane.json", "energy.json", "checkpoints/best.folded/fold_report.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_is_no_file_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    """A pipe would keep the reader waiting for ever; a link may lead to a file that is none of the run's."""
+    run = tmp_path / "run"
+    (run / name).parent.mkdir(parents=True)
+    (run / "metrics.csv").write_text("step,train/loss\n1,2\n")
+    (run / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (tmp_path / "private.json").write_text('{"first": 1}')
+        (run / name).symlink_to(tmp_path / "private.json")
+    with pytest.raises(ReportError, match=rf"{Path(name).name} is no regular file"):
+        write_report(run)
+
+
+def test_a_link_in_the_place_of_the_page_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.csv").write_text("step,train/loss\n1,2\n")
+    for name in (".report.html.partial", "report.html"):
+        (run / name).symlink_to(victim)
+    assert "Learning curves" in write_report(run).read_text()
+    assert victim.read_text() == "mine"
+    assert {path.name for path in run.iterdir()} == {"metrics.csv", "report.html", ".report.html.partial"}
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    """No formula, no control character, and what is not UTF-8 does not stop the report."""
+    (tmp_path / "metrics.csv").write_bytes(b"step,amplitude/$\\frac{$,amplitude/\xff\x00,train/$x$\n0,1.5,2,3\n")
+    page = write_report(tmp_path).read_text()
+    assert r"<td>$\frac{$</td>" in page
+    assert "<td>\ufffd\ufffd</td>" in page
+
+
+def test_steps_that_are_not_finite_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,amplitude/act1\n0,1.5\n1e400,9\nnan,8\n20,1e300\n30,2.5\n")
+    page = write_report(tmp_path).read_text()
+    assert "2 values at steps that are not finite are left out" in page
+    assert "<td>1.5000</td><td>2.5000</td>" in page
+
+
+def test_what_is_not_drawn_is_said(tmp_path: Path) -> None:
+    columns = [f"{kind}/{k}" for kind in ("train", "amplitude") for k in range(1500)]
+    (tmp_path / "metrics.csv").write_text(
+        f"step,{','.join(columns)}\n" + "".join(f"{r}{',1' * 3000}\n" for r in (0, 9))
+    )
+    page = write_report(tmp_path).read_text()
+    assert "Drawn are 24 of 1,500 quantities; 1,476 are left out." in page
+    assert "Drawn are 40 of 1,500 layers; 1,460 are left out." in page
+    assert "500 more rows are left out." in page
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("membrane.json", "[" * 100_000, r"membrane\.json cannot be read"),
+        ("membrane.json", " " * 10_000_000, r"membrane\.json has more than 4,194,304 bytes"),
+        ("energy.json", "[]", "not as lightning-tspike's"),
+        (
+            "metrics.csv",
+            "step,train/loss\n1," + "1" * 200_000,
+            r"metrics\.csv is no table of a CSVLogger: field larger",
+        ),
+        (
+            "metrics.csv",
+            "step,train/loss\n" + "1," * 10**6,
+            r"metrics\.csv has lines of more than 1,048,576 characters",
+        ),
+        ("metrics.csv", "step" + ",x" * 30_000, r"metrics\.csv has 30,001 columns, expected at most 20,000"),
+    ],
+)
+def test_what_is_too_much_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,2\n")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ReportError, match=message):
+        write_report(tmp_path)
+
+
+def test_hostile_run_folders(tmp_path: Path) -> None:
+    """A part of what ``python -m benchmarks.hostile_runs`` does, one of every kind."""
+    outcomes = [read() for _, read in hostile_runs.cases(len(hostile_runs.KINDS), 7, tmp_path)]
+    assert len(outcomes) == len(hostile_runs.KINDS)
+    assert set(outcomes) == {"a report", "refused"}

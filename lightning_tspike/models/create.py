@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +19,8 @@ from ..ternarize import SpikingNetwork, ternarize
 
 __all__ = ["NetworkConfig", "create_network"]
 
-
 _BARRED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+_PARTS = re.compile("[a-z]+|[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,23 @@ def check_name(name: str) -> None:
             raise ValueError(f"{error} Known are {timm.list_pretrained(f'{architecture}.*')}") from None
         return
     names = timm.list_models()
-    close = difflib.get_close_matches(name, names, n=4, cutoff=0.6) or fnmatch.filter(names, f"*{name}*")[:4]
+    close = _close_names(name, names) or fnmatch.filter(names, f"*{name}*")[:4]
     hint = f"did you mean {', '.join(map(repr, close))}?" if close else "timm.list_models() lists them all"
     raise ValueError(f"unknown backbone {name!r}; {hint}")
+
+
+def _close_names(name: str, names: Sequence[str]) -> list[str]:
+    """The four that are most alike: in their letters, and in the words and numbers that they are made of.
+
+    By letters alone ``resnet101_clip`` would be nearer to ``resnet19_cifar`` than ``tspike_resnet19`` is.
+    """
+    shorts = {known: known.removeprefix("tspike_") for known in names}  # who leaves that out means ours as well
+    alike = difflib.get_close_matches(name, {*names, *shorts.values()}, n=50, cutoff=0.6)
+    parts = set(_PARTS.findall(name))
+
+    def likeness(known: str) -> float:
+        letters = max(difflib.SequenceMatcher(None, name, k).ratio() for k in (known, shorts[known]))
+        own = set(_PARTS.findall(shorts[known]))
+        return letters + len(parts & own) / len(parts | own)
+
+    return sorted((known for known in names if {known, shorts[known]} & set(alike)), key=likeness, reverse=True)[:4]

@@ -1,0 +1,306 @@
+"""Report on run folders that are broken or were made to do harm: none may hang, crash, or change a file elsewhere.
+
+    python -m benchmarks.hostile_runs [COUNT] [SEED]
+
+Makes COUNT (1000) changes of a run's folder, by a random generator with a seed (0), and writes the report of each:
+pipes, links and devices in the place of files and of the report, names and numbers that no axis takes, thousands of
+metrics, fields and lines without end, nested and spoiled JSON, flipped bytes, damaged event files. Each must end with a
+ReportError or an OSError (a clear line on the command line), or with a whole page; within SECONDS, within MEGABYTES
+more than before; and what a link leads to must be as it was. Prints the counts; ends with status 1 where one did
+otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from lightning_tspike import zoo
+from lightning_tspike.html_report import ReportError, write_report
+
+SECONDS, MEGABYTES = 10.0, 1000.0
+METRICS, MEMBRANE, ENERGY, FOLD = (
+    "metrics.csv",
+    "membrane.json",
+    "energy.json",
+    "checkpoints/best.folded/fold_report.json",
+)
+VICTIM = "not the run's"
+NAMES = (
+    r"$\frac{$", "$x$", r"\$", "$$", "_", "", " ", "a\0b", "\x1b[31m", "\u202e", "x" * 100_000, "<script>",
+    "{{ 7 * 7 }}", "%s%n", "a/b/c/d/e", "../../x", "\ud800", "step", "epoch", "\U0001f600", "=cmd|' /C calc'!A0",
+    "-->", "]]>",
+)  # fmt: skip
+NUMBERS = (
+    "1e400", "-1e400", "nan", "inf", "1e308", "-1e308", "1e-320", "0", "", "hello", "9" * 400, "9" * 5000, "1_0",
+    "0x10", "\u0661", "-0", "1e30", "1,5", "\0", "None",
+)  # fmt: skip
+
+
+def special(run: Path, rng: random.Random) -> None:
+    """Something that is no file in the place of one of the run's, or of the report."""
+    place = rng.choice(
+        [METRICS, MEMBRANE, ENERGY, FOLD, "report.html", ".report.html.partial", "events.out.tfevents.1"]
+    )
+    if place.startswith("events"):
+        (run / METRICS).unlink()
+    file = run / place
+    file.unlink(missing_ok=True)
+    kind = rng.choice(["pipe", "zero", "victim", "folder", "loop", "nowhere", "socket", "self", "proc"])
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as end:
+            short = Path(tempfile.mkdtemp()) / "s"  # an address may have 100 characters
+            end.bind(str(short))
+            shutil.move(short, file)
+            short.parent.rmdir()
+    else:
+        target = {
+            "zero": "/dev/zero", "victim": run.parent / "victim", "loop": file, "nowhere": run.parent / "nowhere",
+            "self": run, "proc": "/proc/self/environ",
+        }[kind]  # fmt: skip
+        file.symlink_to(target)
+
+
+def names(run: Path, rng: random.Random) -> None:
+    """Names of metrics and layers that mean something to TeX, HTML, XML, a terminal or a file system."""
+    name = rng.choice(NAMES)
+    tag = rng.choice(["train/{}", "val/{}", "amplitude/{}", "firing_rate/{}/positive", "{}"]).format(name)
+    if rng.random() < 0.5:
+        text = f'step,"{tag}","{name}"\n0,1,2\n10,2,3\n'
+        (run / METRICS).write_text(text, encoding="utf-8", errors="surrogatepass")
+        return
+    file = run / rng.choice([MEMBRANE, ENERGY, FOLD])
+    file.write_text(file.read_text().replace('"act1"', json.dumps(name)))
+
+
+def numbers(run: Path, rng: random.Random) -> None:
+    """Steps and values that are no numbers, or none that an axis can show."""
+    rows = [
+        [rng.choice(NUMBERS) if rng.random() < 0.4 else str(k * rng.choice([1, -1])) for _ in range(4)]
+        for k in range(9)
+    ]
+    header = "step,train/loss,val/loss,amplitude/act1"
+    (run / METRICS).write_text("\n".join([header, *(",".join(row) for row in rows)]))
+
+
+def size(run: Path, rng: random.Random) -> None:
+    """More than a page, a picture or a memory can hold."""
+    many = rng.choice([3_000, 30_000])
+    tags = ",".join(f"{rng.choice(('train', 'amplitude', 'x'))}/{k}" for k in range(many))
+    content: Callable[[], str] = rng.choice([
+        lambda: f"step,{tags}\n" + ("1," * many + "1\n") * 9,
+        lambda: _rates(many // 10),
+        lambda: "step,train/loss\n" + "1," * 131_072,
+        lambda: "step,train/loss\n1," + "1" * 200_000,
+        lambda: 'step,train/loss\n1,"' + "1\n" * 2_000_000,
+        lambda: "step,train/loss\n" + "1,1\n" * 3_000_000,
+        lambda: "step,train/loss\n" + ",\n" * 8_000_000,
+        lambda: "step" + ",train/loss" * 15_000 + "\n" + ("1" + ",1" * 15_000 + "\n") * 500,
+        lambda: "step,train/loss\n" + ",".join(["1"] * 10_000_000),
+        lambda: "," * 5_000_000,
+        lambda: "\n" * 60_000_000,
+        lambda: " " * 80_000_000,
+    ])  # fmt: skip
+    (run / METRICS).write_text(content())
+
+
+def _rates(layers: int) -> str:
+    kinds = ("firing_rate/{}/positive", "firing_rate/{}/negative", "entropy/{}/signed", "entropy/{}/unsigned")
+    tags = [kind.format(f"act{k}") for k in range(layers) for kind in kinds]
+    return "step," + ",".join(tags) + "\n" + "\n".join(f"{row}" + ",0.1" * len(tags) for row in range(9))
+
+
+def text(run: Path, rng: random.Random) -> None:
+    """JSON that is a bomb, or none."""
+    file = run / rng.choice([MEMBRANE, ENERGY, FOLD])
+    whole = file.read_text()
+    file.write_bytes(rng.choice([
+        b"[" * 1_000_000, b'{"a":' * 100_000, b"[" * 900 + b"]" * 900, b"9" * 1_000_000, b"null", b"[]", b"",
+        b"\xff\xfe", b"[" + b"[]," * 2_000_000 + b"[]]", b" " * 20_000_000, b"NaN", whole.encode() + b"x",
+        whole.encode()[:-9], whole.replace("0.", "1e400", 3).encode(), whole.replace("1", "1" * 400).encode(),
+        whole.encode("utf-16"),
+    ]))  # fmt: skip
+
+
+def spoil(run: Path, rng: random.Random) -> None:
+    """Something of another kind in a place of the JSON."""
+    file = run / rng.choice([MEMBRANE, ENERGY, FOLD])
+    content = json.loads(file.read_text())
+    node = content
+    while True:
+        key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+        if not isinstance(node[key], (dict, list)) or not node[key] or rng.random() < 0.3:
+            break
+        node = node[key]
+    thing: Any = rng.choice([
+        None, True, -1, 10**400, 1e308, float("nan"), "", "text", "__import__('os')", [], {}, [[1]], {"a": {}},
+        [0] * 100_000, list(range(50)), {str(k): {} for k in range(5_000)},
+    ])  # fmt: skip
+    if rng.random() < 0.2 and isinstance(node, dict):
+        del node[key]
+    else:
+        node[key] = thing
+    file.write_text(json.dumps(content))
+
+
+def layers(run: Path, rng: random.Random) -> None:
+    """A network with thousands of layers."""
+    many = rng.choice([300, 3_000])
+    file = run / rng.choice([MEMBRANE, ENERGY, FOLD])
+    content = json.loads(file.read_text())
+    if file.name == MEMBRANE:
+        for side in content.values():
+            side["layers"] = {f"act{k}": next(iter(side["layers"].values())) for k in range(many // 3)}
+    else:
+        key = "layers" if file.name == ENERGY else "neurons"
+        content[key] = [{**content[key][0], "name": f"act{k}"} for k in range(many)]
+    file.write_text(json.dumps(content))
+
+
+def flip(run: Path, rng: random.Random) -> None:
+    """Change bytes of a file."""
+    file = run / rng.choice([METRICS, MEMBRANE, ENERGY, FOLD])
+    content = bytearray(file.read_bytes())
+    for _ in range(rng.choice([1, 5, 50])):
+        content[rng.randrange(len(content))] = rng.randrange(256)
+    file.write_bytes(content)
+
+
+def events(run: Path, rng: random.Random) -> None:
+    """TensorBoard's files, damaged."""
+    (run / METRICS).unlink()
+    with SummaryWriter(str(run)) as writer:
+        for step in range(5):
+            writer.add_scalar(
+                rng.choice(["train/loss", "amplitude/act1", *NAMES[:9]]), float(rng.choice(("1", "nan", "1e39"))), step
+            )
+    file = next(run.glob("events.out.tfevents.*"))
+    content = bytearray(file.read_bytes())
+    kind = rng.choice(["flip", "cut", "whole", "garbage", "length", "empty"])
+    if kind == "flip":
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    elif kind == "cut":
+        content = content[: rng.randrange(len(content))]
+    elif kind == "garbage":
+        content = bytearray(rng.randbytes(1000))
+    elif kind == "length":
+        content[:8] = (2 ** rng.choice([31, 40, 62, 63])).to_bytes(8, "little")
+    file.write_bytes(b"" if kind == "empty" else content)
+
+
+KINDS = (special, names, numbers, size, text, spoil, layers, flip, events)
+
+
+def cases(count: int, seed: int, folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Make run folders, one after another, each in the place of the one before.
+
+    Args:
+        count: How many.
+        seed: Of the random generator.
+        folder: A folder for them, which exists.
+
+    Yields:
+        What was done to it, and a function that writes its report and gives ``"refused"`` or ``"a report"``; whatever
+        it raises is a fault.
+    """
+    rng = random.Random(seed)
+    original = folder / "original"
+    _make(original)
+    for number in range(count):
+        kind = KINDS[number % len(KINDS)]
+        place = folder / "case"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        (place / "victim").write_text(VICTIM)
+        run = place / "run"
+        shutil.copytree(original, run)
+        kind(run, rng)
+        yield f"{number} ({kind.__name__})", lambda place=place: report(place)  # type: ignore[misc]
+
+
+def report(place: Path) -> str:
+    """Write the report of ``place/run``.
+
+    Raises:
+        AssertionError: A file elsewhere was changed, or the page is not whole.
+    """
+    before = {path.name for path in (place / "run").iterdir()}
+    try:
+        page = write_report(place / "run")
+        outcome = "a report"
+    except (ReportError, OSError):
+        outcome = "refused"
+    changed = (place / "victim").read_text() != VICTIM or {path.name for path in place.iterdir()} != {"victim", "run"}
+    assert not changed, "a file elsewhere was changed"
+    left = {path.name for path in (place / "run").iterdir()} - before - {"report.html"}
+    assert not left, f"{left} is left behind"
+    if outcome == "a report":
+        text = page.read_text(encoding="utf-8")
+        assert text.rstrip().endswith("</html>"), "the page is not whole"
+        assert "<script" not in text, "the page has a script"
+    return outcome
+
+
+def _make(run: Path) -> None:
+    """A run's folder as the digits recipe leaves it."""
+    shipped = Path(zoo.__file__).parent / "weights" / "tspike-digits"
+    (run / FOLD).parent.mkdir(parents=True)
+    shutil.copy(shipped / "fold_report.json", run / FOLD)
+    shutil.copy(shipped / "training_log.csv", run / METRICS)
+    histogram = {"counts": [1, 5, 1], "edges": [-3, -1, 1, 3], "fires": 0.3, "no_gradient": 0.1}
+    look = {"step": 0, "layers": {"act1": histogram, "act2": histogram}}
+    (run / MEMBRANE).write_text(json.dumps({"first": look, "last": {**look, "step": 20}}))
+    layer = {"name": "act1", "macs": 10.0, "synops": 20.0, "ann_macs": 30.0}
+    content = {"layers": [layer], "mac_picojoules": 4.6, "ac_picojoules": 0.9}
+    (run / ENERGY).write_text(json.dumps(content))
+
+
+def main(count: int = 1000, seed: int = 0) -> int:
+    """Make the folders and report on them; gives how many did otherwise than they must."""
+    outcomes: Counter[str] = Counter()
+    faults: list[str] = []
+    slowest = 0.0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as folder:
+        for name, read in cases(count, seed, Path(folder)):
+            start = time.process_time()
+            try:
+                outcome = read()
+            except Exception as error:  # whatever else comes out is what this program looks for
+                faults.append(f"{name}: {type(error).__name__}: {error}")
+                outcome = "FAULT"
+            took = time.process_time() - start
+            slowest = max(slowest, took)
+            outcomes[f"{name.partition('(')[2][:-1]}: {outcome}"] += 1
+            if took > SECONDS:
+                faults.append(f"{name} took {took:.1f} s")
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if grown > MEGABYTES:
+        faults.append(f"memory grew by {grown:.0f} MB")
+    for outcome, times in sorted(outcomes.items()):
+        print(f"{times:6} {outcome}")
+    print(f"{count} run folders, {len(faults)} faults; slowest {slowest:.2f} s, memory grew by {grown:.0f} MB")
+    for fault in faults:
+        print(f"FAULT {fault}")
+    return len(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])) > 0)
