@@ -111,7 +111,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **changes: Any) -> Trainer:
         """Only a fit that trains takes a new run folder; what others write goes to their checkpoint's."""
         if self.subcommand == "fit":
-            trainer = super().instantiate_trainer(**changes)
+            trainer: Any = super().instantiate_trainer(**changes)
             trainer.callbacks.append(DiscardUntrained(trainer))
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless the user has chosen another
                 trainer.strategy.checkpoint_io = AtomicCheckpointIO()

@@ -43,8 +43,9 @@ def create_within(config: NetworkConfig, numbers: int) -> SpikingNetwork:
     not_on_meta = suppress(NotImplementedError, RuntimeError)
     with _at_most(limit), not_on_meta, torch.device("meta"):
         model = timm.create_model(config.backbone, **options)
-        native = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:]
-        check_frames(config.in_chans, *to_2tuple(config.backbone_kwargs.get("img_size") or native), config.timesteps)
+        _, *native = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+        height, width = to_2tuple(config.backbone_kwargs.get("img_size") or native) if native else (1, 1)
+        check_frames(config.in_chans, height, width, config.timesteps)
     with _at_most(limit), torch.random.fork_rng(devices=[]):
         return create_network(config)
 
