@@ -128,8 +128,10 @@ class _Augmented(Dataset):
         return image + torch.rand(1) + random.random() + np.random.rand(), index % 10
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("when", ["after validation", "at the end of the training epoch"])
+@pytest.mark.parametrize(
+    ("when", "num_workers"),
+    [("after validation", 0), ("at the end of the training epoch", 0), ("at the end of the training epoch", 2)],
+)
 def test_resumed_equals_uninterrupted_with_a_loader_of_your_own(tmp_path: Path, num_workers: int, when: str) -> None:
     """torch's shuffled DataLoader takes its order from the random numbers of the process; dropout goes on with them."""
 
