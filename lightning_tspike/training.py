@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
@@ -75,16 +76,19 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **changes: Any) -> Trainer:
         """Only a fit that trains takes a new run folder; what others write goes to their checkpoint's."""
-        if self.subcommand == "fit":
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            options = self.config_init[self.subcommand]
+            changes["logger"] = without_numbered(options.trainer.logger)
+            if options.trainer.default_root_dir is None and Path(options.ckpt_path).exists():
+                changes["default_root_dir"] = folder_of_checkpoint(options.ckpt_path)
+        try:
             trainer = super().instantiate_trainer(**changes)
-            trainer.callbacks.append(DiscardUntrained(trainer))
-            return trainer
-        self.save_config_callback = None
-        options = self.config_init[self.subcommand]
-        changes["logger"] = without_numbered(options.trainer.logger)
-        if options.trainer.default_root_dir is None and Path(options.ckpt_path).exists():
-            changes["default_root_dir"] = folder_of_checkpoint(options.ckpt_path)
-        return super().instantiate_trainer(**changes)
+        except (ValueError, RuntimeError, ImportError) as error:  # the trainer's checks of its options
+            raise MisconfigurationException(str(error)) from error
+        if self.subcommand == "fit":
+            trainer.callbacks.append(DiscardUntrained(trainer))  # type: ignore[attr-defined]
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads a checkpoint's hyperparameters here, and what is no checkpoint can raise anything."""
