@@ -86,7 +86,7 @@ def _write(file: Path, page: str) -> None:
 
 
 def _curves(_run: Path, scalars: Series) -> Iterator[_Section]:
-    panels: dict[str, dict[str, tuple[list[int], list[float]]]] = defaultdict(dict)
+    panels: dict[str, Series] = defaultdict(dict)
     for stage in ("train", "val", "test"):
         for tag, series in scalars.items():
             if tag.startswith(f"{stage}/"):
@@ -276,11 +276,13 @@ def _some(things: Mapping[str, V], most: int) -> dict[str, V]:
     return {name: things[name] for name in figures.thinned(list(things), most)}
 
 
-def _thinned(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> dict[str, tuple[list[float], ...]]:
+def _thinned(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+) -> dict[str, tuple[Sequence[float], Sequence[float]]]:
     """With so many points each that a line needs."""
     return {
-        name: tuple([column[k] for k in figures.thinned(range(len(column)), POINTS)] for column in columns)
-        for name, columns in series.items()
+        name: (figures.thinned(steps, POINTS), figures.thinned(values, POINTS))
+        for name, (steps, values) in series.items()
     }
 
 

@@ -17,7 +17,7 @@ from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from rich.console import Console
@@ -110,18 +110,21 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **changes: Any) -> Trainer:
         """Only a fit that trains takes a new run folder; what others write goes to their checkpoint's."""
-        if self.subcommand == "fit":
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            options = self.config_init[self.subcommand]
+            changes["logger"] = without_numbered(options.trainer.logger)
+            if options.trainer.default_root_dir is None and Path(options.ckpt_path).exists():
+                changes["default_root_dir"] = folder_of_checkpoint(options.ckpt_path)
+        try:
             trainer: Any = super().instantiate_trainer(**changes)
+        except (ValueError, RuntimeError, ImportError) as error:  # the trainer's checks of its options
+            raise MisconfigurationException(str(error)) from error
+        if self.subcommand == "fit":
             trainer.callbacks.append(DiscardUntrained(trainer))
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless the user has chosen another
                 trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-            return trainer
-        self.save_config_callback = None
-        options = self.config_init[self.subcommand]
-        changes["logger"] = without_numbered(options.trainer.logger)
-        if options.trainer.default_root_dir is None and Path(options.ckpt_path).exists():
-            changes["default_root_dir"] = folder_of_checkpoint(options.ckpt_path)
-        return super().instantiate_trainer(**changes)
+        return trainer
 
     def _parse_ckpt_path(self) -> None:
         """Lightning reads a checkpoint's hyperparameters here, and what is no checkpoint can raise anything."""
