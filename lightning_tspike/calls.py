@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
@@ -41,7 +41,8 @@ class Call:
     def keep_while_differentiable(self, logits: Tensor) -> None:
         """Let the call be found as long as there is the graph of ``logits``: its layers may run again till then."""
         if not torch.compiler.is_compiling() and logits.grad_fn is not None:
-            logits.grad_fn.metadata[Call] = self
+            graph: Any = logits.grad_fn
+            graph.metadata[Call] = self
             with _lock:
                 _differentiable.add(self)
 
