@@ -74,17 +74,21 @@ def plain(value: Any) -> Any:
     return copy(value, 0)
 
 
-def check_frames(channels: int, height: int, width: int, timesteps: int = 1) -> None:
+def check_frames(size: Sequence[int], timesteps: int = 1) -> None:
     """Refuse more time steps, or larger images or sequences, than any network has been made for.
+
+    Args:
+        size: Of an image or a frame, [C, H, W].
+        timesteps: T.
 
     Raises:
         ValueError: So it is.
     """
     if timesteps > MOST_TIMESTEPS:
         raise ValueError(f"has {timesteps} timesteps, no network has more than {MOST_TIMESTEPS}")
-    if timesteps * channels * height * width > MOST_VALUES:
+    if timesteps * math.prod(size) > MOST_VALUES:
         raise ValueError(
-            f"asks for inputs of {timesteps} x {channels} x {height} x {width} values (T x C x H x W), more than the "
+            f"asks for inputs of {' x '.join(map(str, [timesteps, *size]))} values (T x C x H x W), more than the "
             f"{MOST_VALUES} that are computed for a file that anyone may have made"
         )
 
@@ -121,8 +125,8 @@ def check_preprocessing(preprocessing: Any) -> dict[str, Any]:
     mode = facts.get("interpolation", "bilinear")
     if not isinstance(mode, str) or mode not in _INTERPOLATIONS:
         raise ValueError(f"'interpolation' must be one of {sorted(_INTERPOLATIONS)}, got {reprlib.repr(mode)}")
-    check_frames(*size)
-    check_frames(size[0], *(math.floor(min(side / crop, _LARGEST)) for side in size[1:]))  # before it is cropped
+    check_frames(size)
+    check_frames([size[0], *(math.floor(min(side / crop, _LARGEST)) for side in size[1:])])  # before it is cropped
     if "frames" in facts:
         _check_slicing(facts["frames"], size)
     return facts
@@ -138,8 +142,8 @@ def _check_slicing(frames: Any, size: Sequence[int]) -> None:
         )
     if frames["slice_by"] not in ("time", "events"):
         raise ValueError(f"'slice_by' must be 'time' or 'events', got {reprlib.repr(frames['slice_by'])}")
-    check_frames(*size, timesteps=frames["timesteps"])
-    check_frames(*frames["sensor_size"])
+    check_frames(size, frames["timesteps"])
+    check_frames(frames["sensor_size"])
 
 
 def check_label_names(names: Any, num_classes: int) -> list[str] | None:

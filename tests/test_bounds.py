@@ -50,7 +50,7 @@ def holds(name: str, tensor: Any) -> Callable[[dict[str, Any]], object]:
     [
         (says(num_classes=25_000_000), "far more than its weights have"),
         (says(timesteps=65536), "65536 timesteps, no network has more than 4096"),
-        (says(timesteps=4000, in_chans=10_000), "asks for inputs of 4000 x 10000"),
+        (says(timesteps=4000, in_chans=10_000), "asks for inputs of 4000 x 10000 values"),
         (says(backbone_kwargs={"layers": [10**9]}), "no backbone has a number beyond"),
         (says(backbone_kwargs={"layers": BOMB}), "entries or 16 levels"),
         (holds("conv1.weight", torch.zeros(1).expand(10**6, 10**6)), "has tensors of 10000000"),
@@ -132,6 +132,9 @@ def test_imports(tmp_path: Path) -> None:
         import_official({**ends, **many})
     with pytest.raises(OfficialError, match=r"not finite: conv1\.weight holds NaN"):
         import_official({**ends, "conv1.weight": torch.full((1, 1, 3, 3), float("nan"))})
+    for name in ("", "module", "module.model", "layer" + "9" * 5000 + ".0.conv2.weight", "a..b"):
+        with pytest.raises(OfficialError, match="names that no module has"):
+            import_official({**ends, name: torch.ones(1)})
     deep = {f"layer1.{i}.conv2.weight": torch.zeros(1, 1, 1, 1) for i in range(2_000)}
     with pytest.raises(OfficialError, match="far more than its weights have"):
         import_official({**ends, **deep})

@@ -35,7 +35,7 @@ def create_within(config: NetworkConfig, numbers: int) -> SpikingNetwork:
             ``create_network``. What a hostile argument does to a model's constructor can be anything else.
     """
     _check_options(plain(config.backbone_kwargs))
-    check_frames(config.in_chans, 1, 1, config.timesteps)
+    check_frames([config.in_chans], config.timesteps)
     check_name(config.backbone)
     options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.backbone_kwargs}
     limit = 2 * numbers + 10_000  # twice: folding can have merged norms into layers
@@ -44,8 +44,8 @@ def create_within(config: NetworkConfig, numbers: int) -> SpikingNetwork:
     with _at_most(limit), not_on_meta, torch.device("meta"):
         model = timm.create_model(config.backbone, **options)
         _, *native = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-        height, width = to_2tuple(config.backbone_kwargs.get("img_size") or native) if native else (1, 1)
-        check_frames(config.in_chans, height, width, config.timesteps)
+        sides = to_2tuple(config.backbone_kwargs.get("img_size") or native) if native else ()
+        check_frames([config.in_chans, *sides], config.timesteps)
     with _at_most(limit), torch.random.fork_rng(devices=[]):
         return create_network(config)
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..bounds import check_tensors
@@ -27,6 +29,7 @@ from .create import NetworkConfig
 __all__ = ["OfficialError", "import_official"]
 
 _MOST_LEVELS = 4  # of checkpoints in checkpoints
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WRAPPERS = {"conv", "bn", "pool"}
 _ACTIVATIONS = {"relu": "act1", "relu1": "act1", "output_act": "act2"}
 _END_OF_DEEP_STEM = {"conv1.7": "bn1", "conv1.8": "act1"}
@@ -64,9 +67,9 @@ def import_official(source: str | Path | Mapping[str, Tensor], timesteps: int = 
     config = _config(weights, timesteps)
     try:
         network = create_within(config, sum(value.numel() for value in weights.values()))
-    except ValueError as error:
+    except Exception as error:  # what odd shapes do to a model's constructor can be anything
         raise OfficialError(f"these weights are not a {config.backbone}: {error}") from error
-    network.to(weights["fc.weight"].dtype)
+    network.to(_dtype(weights["fc.weight"]))
     expected = network.model.state_dict()
     has_default = {name for name in expected if name.endswith((".threshold", ".raw_amplitude", ".num_batches_tracked"))}
     problems = []
@@ -106,9 +109,24 @@ def _state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Tensor]:
     if not isinstance(source, Mapping) or not source or not all(isinstance(v, Tensor) for v in source.values()):
         raise OfficialError("there is no state_dict in it: expected names and tensors")
     try:
-        return check_tensors(source, size)
+        tensors = check_tensors(source, size)
     except ValueError as error:
         raise OfficialError(f"the state_dict {error}") from error
+    if odd := [name for name in tensors if not _is_name(name)]:
+        raise OfficialError(f"the state_dict has names that no module has: {reprlib.repr(odd)}")
+    return tensors
+
+
+def _is_name(name: str) -> bool:
+    parts = name.split(".")
+    is_named = bool(set(parts) - {"module", "model"}) and len(parts) <= 20
+    return is_named and all(re.fullmatch(r"(?!.*\d{5})\w{1,99}", part) for part in parts)
+
+
+def _dtype(weight: Tensor) -> torch.dtype:
+    if weight.dtype not in _DTYPES:
+        raise OfficialError(f"weights of {weight.dtype}: expected one of {', '.join(map(str, _DTYPES))}")
+    return weight.dtype
 
 
 def _own_name(key: str) -> str | None:
