@@ -1,28 +1,22 @@
-"""Read folders that are broken or were made to do harm: none may run code, hang, take memory, or pass for another.
+"""Folders of networks that are broken or were made to do harm, a source of cases for ``benchmarks.hostile``.
 
     python -m benchmarks.hostile_folders [COUNT] [SEED]
 
-Makes COUNT (1000) changes of a network's folder, by a random generator with a seed (0), and reads each: flipped bytes,
-truncated files, wrong types and shapes, NaN weights, missing and extra tensors, keys that occur twice, huge declared
-sizes, paths out of the folder, links out of it, pickles, bombs of JSON and YAML, names of modules to import. A change
-that also mends every checksum stands for an author who means harm. Each reading must end with a FolderError, or give
-the very network that was published; within SECONDS, within MEGABYTES more than before. Prints the counts; ends with
-status 1 if one did otherwise.
+Flipped bytes, truncated files, wrong types and shapes, NaN weights, missing and extra tensors, keys that occur twice,
+huge declared sizes, paths out of the folder, links out of it, pickles, bombs of JSON and YAML, names of modules to
+import. A change that also mends every checksum stands for an author who means harm.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
 import random
-import resource
 import shutil
 import struct
 import sys
-import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,15 +30,9 @@ from lightning_tspike.folder import FolderError, read_folder
 from lightning_tspike.manifest import seal
 from lightning_tspike.weights import FILES, file_facts
 
-SECONDS, MEGABYTES = 10.0, 500.0
+from .hostile import Harm, Source, run
+
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-
-
-class Harm(Exception):  # noqa: N818
-    """What a pickle in these folders does when it is loaded."""
-
-    def __reduce__(self) -> Any:
-        return exec, ("import os; os.environ['TSPIKE_HARMED'] = '1'",)
 
 
 def flip(folder: Path, rng: random.Random) -> None:
@@ -209,57 +197,31 @@ def mend(folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(seal(config)))
 
 
-KINDS = (flip, truncate, remove, tensors, header, replace_weights, configuration, text, beside)
-PASSED = ("refused", "the same network")
-MAY_PASS = (flip, header)  # a byte of white space, a key that occurs twice with the same meaning
+ORIGINAL = Path(zoo.__file__).parent / "weights" / "tspike-digits"
+IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def main(count: int = 1000, seed: int = 0) -> int:
-    """Make and read the folders; gives how many did otherwise than they must."""
-    original = Path(zoo.__file__).parent / "weights" / "tspike-digits"
-    published, _ = read_folder(original)
-    x = torch.rand(4, 1, 8, 8)
-    expected = published(x)
-    rng = random.Random(seed)
-    outcomes: Counter[str] = Counter()
-    faults: list[str] = []
-    slowest = 0.0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number in range(count):
-        kind = KINDS[number % len(KINDS)]
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "net"
-            shutil.copytree(original, folder)
-            kind(folder, rng)
-            start = time.perf_counter()
-            try:
-                network, _ = read_folder(folder)
-                outcome = "the same network" if torch.equal(network(x), expected) else "another network"
-            except FolderError:
-                outcome = "refused"
-            except Exception as error:  # whatever else comes out is what this program looks for
-                outcome = f"{type(error).__name__}: {error}"
-            took = time.perf_counter() - start
-        slowest = max(slowest, took)
-        outcomes[f"{kind.__name__}: {outcome if outcome in PASSED else 'FAULT'}"] += 1
-        if outcome not in (
-            ("the same network",) if kind is beside else ("refused",) if kind not in MAY_PASS else PASSED
-        ):
-            faults.append(f"{number} ({kind.__name__}): {outcome}")
-        if took > SECONDS:
-            faults.append(f"{number} ({kind.__name__}) took {took:.1f} s")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    if "TSPIKE_HARMED" in os.environ:
-        faults.append("code was run")
-    if grown > MEGABYTES:
-        faults.append(f"memory grew by {grown:.0f} MB")
-    for outcome, times in sorted(outcomes.items()):
-        print(f"{times:6} {outcome}")
-    print(f"{count} folders, {len(faults)} faults; slowest {slowest:.2f} s, memory grew by {grown:.0f} MB")
-    for fault in faults:
-        print(f"FAULT {fault}")
-    return len(faults)
+@functools.cache
+def published() -> Tensor:
+    """What the sound network says of the images."""
+    return read_folder(ORIGINAL)[0](IMAGES)
 
+
+def copied(scratch: Path) -> Path:
+    """A sound folder."""
+    return Path(shutil.copytree(ORIGINAL, scratch / "net"))
+
+
+SOURCE = Source(
+    "folders",
+    copied,
+    (flip, truncate, remove, tensors, header, replace_weights, configuration, text, beside),
+    lambda folder: read_folder(folder)[0](IMAGES),
+    lambda logits: torch.equal(logits, published()),
+    (FolderError,),
+    may_pass=(flip, header),  # a byte of white space, a key that occurs twice with the same meaning
+    must_pass=(beside,),
+)
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])) > 0)
+    sys.exit(run([SOURCE], *map(int, sys.argv[1:] or ["1000"])) > 0)

@@ -7,10 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from .models import NetworkConfig, create_network
+from .bounds import check_label_names, check_preprocessing, check_tensors, plain
+from .models import NetworkConfig
+from .models.bounded import create_within
 from .ternarize import SpikingNetwork
+from .torch_files import read_torch_file
+from .weights import unusable
 
 __all__ = ["LABEL_NAMES", "PREPROCESSING", "CheckpointError", "SavedNetwork", "read_checkpoint"]
 
@@ -48,7 +50,8 @@ def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> Sa
         it is not known.
 
     Raises:
-        CheckpointError: The file is missing, no checkpoint, sharded, or of another module.
+        CheckpointError: The file is missing, no checkpoint, sharded, or of another module; it has NaN or infinite
+            weights, or asks for more than these (:mod:`lightning_tspike.bounds`).
     """
     path = Path(path)
     if path.is_dir():
@@ -59,29 +62,42 @@ def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> Sa
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path.resolve()}")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        weights = {k.removeprefix(_PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(_PREFIX)}
-    except Exception as error:  # what is no pickle, or not of this kind, can raise anything
-        raise CheckpointError(f"{path} is damaged or not a Lightning checkpoint: {error}") from error
+        saved = read_torch_file(path)
+        state: Any = saved["state_dict"] if isinstance(saved, Mapping) and "state_dict" in saved else None
+        if not isinstance(state, Mapping):
+            raise ValueError("is not a Lightning checkpoint: it has no state_dict")
+        own = {k: v for k, v in state.items() if isinstance(k, str) and k.startswith(_PREFIX)}
+        weights = {k.removeprefix(_PREFIX): v for k, v in check_tensors(own, path.stat().st_size).items()}
+        if faults := unusable(weights):
+            raise ValueError(f"has weights that are not finite: {'; '.join(faults)}; go back to a sound checkpoint")
+        preprocessing = saved.get(PREPROCESSING)
+        preprocessing = check_preprocessing(preprocessing) if preprocessing is not None else None
+    except ValueError as error:
+        raise CheckpointError(f"{path} {error}") from error
     if not weights:
         raise CheckpointError(f"{path} is not a checkpoint of TernarySNNModule: it has no weights called 'network.*'")
     if config is None:
         config = _config(saved.get("hyper_parameters", {}), path)
-    # Initial weights that are replaced at once must not use up random numbers of a training run.
-    with torch.random.fork_rng(devices=[]):
-        network = create_network(config)
+    try:
+        network = create_within(config, sum(tensor.numel() for tensor in weights.values()))
+    except Exception as error:  # what a hostile argument does to a model's constructor can be anything
+        raise CheckpointError(f"{path} describes no network that can be built: {error}") from error
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the network that it describes, {config}: {error}") from error
-    return SavedNetwork(network, saved.get(PREPROCESSING), saved.get(LABEL_NAMES))
-
-
-def _config(hyper_parameters: Mapping[str, Any], path: Path) -> NetworkConfig:
-    known = {field.name for field in fields(NetworkConfig)}
-    # before there was freeze_cancelled, every amplitude was learned
-    values = {"freeze_cancelled": False, **{name: v for name, v in hyper_parameters.items() if name in known}}
     try:
-        return NetworkConfig(**{**values, "backbone_kwargs": dict(values.get("backbone_kwargs") or {})})
+        label_names = check_label_names(saved.get(LABEL_NAMES), config.num_classes)
+    except ValueError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    return SavedNetwork(network, preprocessing, label_names)
+
+
+def _config(hyper_parameters: Any, path: Path) -> NetworkConfig:
+    known = [field.name for field in fields(NetworkConfig)]
+    try:
+        own = plain({name: hyper_parameters[name] for name in known if name in hyper_parameters})
+        # before there was freeze_cancelled, every amplitude was learned
+        return NetworkConfig(**{"freeze_cancelled": False, **own, "backbone_kwargs": own.get("backbone_kwargs") or {}})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} does not say how to build its network: {error}") from error

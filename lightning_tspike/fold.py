@@ -70,9 +70,9 @@ def fold(
         network: From :func:`lightning_tspike.ternarize.ternarize`; it is left as it is.
         example: Images [B, C, H, W] or frames [B, T, C, H, W] to verify on. By default two images of standard normal
             noise, of the network's ``input_size``. Two sequences of frames of noise, with the example's mean and
-            deviation, are verified as well: where the input changes, other spikes meet. Where a model's Python code
-            takes another path for other image sizes, the path that the example takes is the one that is folded and
-            verified.
+            deviation, are verified as well: where the input changes, other spikes meet. (One each, if T > 16.) Where a
+            model's Python code takes another path for other image sizes, the path that the example takes is the one
+            that is folded and verified.
         integer_pools: Let average pools of spikes sum, so that the layers behind them read small integers; what reads
             them takes up the division. Pools that divide by different numbers at the edge, and those whose result is
             added to something else, stay as they are.
@@ -94,7 +94,8 @@ def fold(
     folded = copy.deepcopy(exact)
     generator = torch.Generator().manual_seed(0)
     if example is None:
-        example = torch.randn(2, *network.input_size, generator=generator, dtype=torch.float64)
+        count = _samples(network.timesteps)
+        example = torch.randn(count, *network.input_size, generator=generator, dtype=torch.float64)
     example = example.detach().to("cpu", torch.float64)
     try:
         graph = trace(folded.model, folded.fold_time(example[:1]))
@@ -166,13 +167,18 @@ def verify(network: SpikingNetwork, folded: SpikingNetwork, example: Tensor, *, 
 
 
 def _frames_like(example: Tensor, timesteps: int, generator: torch.Generator) -> Tensor:
-    """Two sequences of frames [2, T, C, H, W] of noise with the mean and the deviation of an example.
+    """Two sequences of frames [2, T, C, H, W] of noise (one, if long) with the mean and the deviation of an example.
 
     Every other frame is the negative of the one before it, so that spikes cancel in neurons that add them up.
     """
-    noise = torch.randn(2, timesteps, *example.shape[-3:], generator=generator, dtype=example.dtype)
+    noise = torch.randn(_samples(timesteps), timesteps, *example.shape[-3:], generator=generator, dtype=example.dtype)
     noise[:, 1::2] = -noise[:, : timesteps - 1 : 2]
     return example.mean() + example.std(correction=0) * noise
+
+
+def _samples(timesteps: int) -> int:
+    """How many images or sequences show enough, without taking much memory where there are many time steps."""
+    return 2 if timesteps <= 16 else 1
 
 
 def _classes(graph: fx.Graph, model: nn.Module, integer_pools: bool) -> GaugeClasses:

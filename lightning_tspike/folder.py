@@ -12,24 +12,22 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from .atomic import replace_folder
 from .card import model_card
 from .manifest import CONFIG, describe, precisions_in, read_config
 from .measure import Measured
-from .models import NetworkConfig, check_name, create_network
+from .models import NetworkConfig
+from .models.bounded import create_within
 from .report import FoldReport
 from .rewrite import Rewrites
 from .ternarize import SpikingNetwork
@@ -50,8 +48,6 @@ __all__ = [
 REPORT = "fold_report.json"
 CARD = "README.md"
 UNFOLDED = "unfolded"
-
-_MOST_TIMESTEPS = 1 << 16
 
 
 def write_folder(
@@ -242,12 +238,9 @@ def _build(config: dict[str, Any], file: Path, numbers: int) -> SpikingNetwork:
         raise FolderError(f"{file}: unknown entries {unknown} in 'network', expected {sorted(known)}")
     try:
         described = NetworkConfig(**config["network"])
-        _check_size(described, numbers)
-        network = create_network(described)
+        network = create_within(described, numbers)
         network.rewrites = Rewrites(tuple(config["sum_pools"]), config["merged_norms"])
         network.rewrites.apply(network.model)
-    except FolderError as error:
-        raise FolderError(f"{file} {error}") from error
     except Exception as error:  # what a hostile argument does to a model's constructor can be anything
         raise FolderError(f"{file} describes no network that can be built: {error}") from error
     neurons = network.neurons()
@@ -255,37 +248,6 @@ def _build(config: dict[str, Any], file: Path, numbers: int) -> SpikingNetwork:
         if not isinstance(name, str) or name not in neurons:
             raise FolderError(f"{file}: 'amplitudes' names {name!r}, which is no neuron of {described.backbone}")
     return network
-
-
-def _check_size(config: NetworkConfig, numbers: int) -> None:
-    """Build the backbone without memory for its weights, and stop when it needs far more than the file has."""
-    if config.timesteps > _MOST_TIMESTEPS:
-        raise FolderError(f"has {config.timesteps} timesteps, no network has more than {_MOST_TIMESTEPS}")
-    check_name(config.backbone)
-    options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.backbone_kwargs}
-    # twice: folding can have merged norms into layers
-    # some models compute with the numbers of tensors, which have none here
-    not_on_meta = suppress(NotImplementedError, RuntimeError)
-    with _at_most(2 * numbers + 10_000), not_on_meta, torch.device("meta"):
-        timm.create_model(config.backbone, **options)
-
-
-@contextmanager
-def _at_most(limit: int) -> Iterator[None]:
-    """Stop with a FolderError as soon as modules that are built in here have more numbers than that."""
-    count = 0
-
-    def look(_module: nn.Module, _name: str, parameter: Any) -> None:
-        nonlocal count
-        count += parameter.numel() + 1 if parameter is not None else 1
-        if count > limit:
-            raise FolderError(f"describes a network of more than {limit} numbers, far more than its weights have")
-
-    hook = register_module_parameter_registration_hook(look)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _shape_neurons(network: SpikingNetwork, amplitudes: list[str], weights: Mapping[str, Tensor]) -> None:

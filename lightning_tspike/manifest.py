@@ -27,10 +27,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from .bounds import check_label_names, check_preprocessing, plain
 from .ternarize import SpikingNetwork
 from .weights import PRECISIONS, FolderError, Precision, own_file
 
@@ -115,8 +115,13 @@ def read_config(file: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(config.get(key, ...), kind):
             raise FolderError(f"{file}: {key!r} is missing or not understood, got {config.get(key)!r}")
-    _check_preprocessing(config["preprocessing"] or {}, file)
-    _check_names(config, file)
+    try:
+        config = {**config, **{key: plain(config[key]) for key in expected}}
+        check_preprocessing(config["preprocessing"])
+        check_label_names(config["label_names"], config["network"].get("num_classes", 1000))
+    except ValueError as error:
+        raise FolderError(f"{file} {error}") from error
+    _check_files(config, file)
     return config
 
 
@@ -125,31 +130,12 @@ def precisions_in(config: Mapping[str, Any]) -> list[Precision]:
     return [known for known in PRECISIONS if known in config["weights"]] or ["float32"]
 
 
-def _check_preprocessing(preprocessing: Mapping[str, Any], file: Path) -> None:
-    size = preprocessing.get("input_size", [1, 1, 1])
-    if not isinstance(size, list) or len(size) != 3 or not all(type(n) is int and 0 < n <= 1 << 16 for n in size):
-        raise FolderError(f"{file}: 'input_size' must be [C, H, W] in pixels, got {size!r}")
-    for key in ("mean", "std"):
-        values = preprocessing.get(key, [1.0])
-        if not isinstance(values, list) or not all(_is_number(v) for v in values):
-            raise FolderError(f"{file}: {key!r} must be a list of numbers, got {values!r}")
-    if not all(value > 0 for value in preprocessing.get("std", [])):
-        raise FolderError(f"{file}: 'std' must be positive, got {preprocessing['std']!r}")
-
-
-def _check_names(config: Mapping[str, Any], file: Path) -> None:
-    names, classes = config["label_names"], config["network"].get("num_classes", 1000)
-    if names is not None and (len(names) != classes or not all(isinstance(name, str) for name in names)):
-        raise FolderError(f"{file}: 'label_names' must be {classes} texts, one for each class")
+def _check_files(config: Mapping[str, Any], file: Path) -> None:
     if config["schema_version"] == SCHEMA_VERSION and not config["weights"]:
         raise FolderError(f"{file}: 'weights' names no file")
     for precision, facts in config["weights"].items():
         if precision not in PRECISIONS or not isinstance(facts, dict) or facts.keys() != {"sha256", "size"}:
             raise FolderError(f"{file}: 'weights' must have 'sha256' and 'size' for each of {list(PRECISIONS)}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

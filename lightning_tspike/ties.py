@@ -43,7 +43,7 @@ def tied_ids(
         layer = ops.layer_of(node, modules)
         if layer is not None and isinstance(layer[0], SpikingNeuron):
             neuron, x = layer
-            if neuron.reset == "soft" and float(neuron.decay) == 1:
+            if neuron.reset == "soft" and float(torch.as_tensor(neuron.decay).detach()) == 1:
                 tied += on_the_way.get(x, [])
             on_the_way[node] = list(_flat(ids[node]))
             continue

@@ -203,7 +203,12 @@ def transforms(name_or_path: str | os.PathLike[str]) -> Callable[[Any], torch.Te
 
 def transform_of(preprocessing: Mapping[str, Any] | None, name: str) -> Callable[[Any], torch.Tensor]:
     """As :func:`transforms`, of a ``preprocessing`` that was read already from ``name``."""
-    preprocessing = preprocessing or {}
+    from ..bounds import check_preprocessing
+
+    try:
+        preprocessing = check_preprocessing(preprocessing)
+    except ValueError as error:
+        raise ZooError(f"{name} does not say what its input is: {error}") from error
     if missing := {"input_size", "mean", "std"} - preprocessing.keys():
         raise ZooError(f"{name} does not say what its input is: {sorted(missing)} are not known")
     if "frames" in preprocessing:
@@ -378,6 +383,7 @@ def _read(
 
 
 def _load_checkpoint(path: Path, *, folded: bool, precision: Precision | None) -> tuple[SpikingNetwork, dict[str, Any]]:
+    from ..bounds import MOST_FOLDED_TIMESTEPS
     from ..checkpoint import read_checkpoint
     from ..fold import fold
     from ..folder import timm_cfg
@@ -386,6 +392,11 @@ def _load_checkpoint(path: Path, *, folded: bool, precision: Precision | None) -
     if precision not in (None, "float32"):
         raise ZooError(f"{path} is a checkpoint, whose weights are float32: precision={precision!r} is for folders")
     saved = read_checkpoint(path)
+    if folded and saved.network.timesteps > MOST_FOLDED_TIMESTEPS:
+        raise ZooError(
+            f"{path} has {saved.network.timesteps} timesteps, and folding runs them all: above {MOST_FOLDED_TIMESTEPS} "
+            "only if you say so; load it with folded=False and call lightning_tspike.fold.fold"
+        )
     network = fold(saved.network)[0] if folded else saved.network.eval()
     facts: dict[str, Any] = {"preprocessing": saved.preprocessing, "label_names": saved.label_names}
     config = describe(network, weights={}, unfolded=None, **facts)

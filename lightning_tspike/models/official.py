@@ -8,7 +8,9 @@ trained amplitude is an activation's ``fire_ratio``. Every spike layer fires at 
 
 from __future__ import annotations
 
+import math
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bounds import check_tensors
 from ..ternarize import SpikingNetwork
-from .create import NetworkConfig, create_network
+from ..torch_files import read_torch_file
+from ..weights import unusable
+from .bounded import create_within
+from .create import NetworkConfig
 
 __all__ = ["OfficialError", "import_official"]
 
+_MOST_LEVELS = 4  # of checkpoints in checkpoints
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _WRAPPERS = {"conv", "bn", "pool"}
 _ACTIVATIONS = {"relu": "act1", "relu1": "act1", "output_act": "act2"}
 _BACKBONES: dict[Any, str] = {
@@ -51,9 +59,14 @@ def import_official(source: str | Path | Mapping[str, Tensor], timesteps: int = 
         OfficialError: The file cannot be read, or keys or shapes are not those of such a network.
     """
     weights = {name: value for key, value in _state_dict(source).items() if (name := _own_name(key))}
+    if faults := unusable(weights):
+        raise OfficialError(f"these weights are not finite: {'; '.join(faults)}")
     config = _config(weights, timesteps)
-    with torch.random.fork_rng(devices=[]):
-        network = create_network(config).to(weights["fc.weight"].dtype)
+    try:
+        network = create_within(config, sum(value.numel() for value in weights.values()))
+    except Exception as error:  # what odd shapes do to a model's constructor can be anything
+        raise OfficialError(f"these weights are not a {config.backbone}: {error}") from error
+    network.to(_dtype(weights["fc.weight"]))
     expected = network.model.state_dict()
     has_default = {name for name in expected if name.endswith((".threshold", ".raw_amplitude", ".num_batches_tracked"))}
     problems = []
@@ -77,19 +90,40 @@ def import_official(source: str | Path | Mapping[str, Tensor], timesteps: int = 
 
 
 def _state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Tensor]:
+    size: float = math.inf  # of what is in memory already, there is no harm
     if not isinstance(source, Mapping):
         path = Path(source)
         if not path.is_file():
             raise OfficialError(f"there is no file {path.resolve()}")
+        size = path.stat().st_size
         try:
-            source = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # what is no pickle can raise anything
-            raise OfficialError(f"{path} is damaged or holds more than weights: {error}") from error
-    while isinstance(source, Mapping) and (inner := source.get("state_dict", source.get("model"))) is not None:
-        source = inner
+            source = read_torch_file(path)
+        except ValueError as error:
+            raise OfficialError(f"{path} {error}") from error
+    for _ in range(_MOST_LEVELS):
+        inner = source.get("state_dict", source.get("model")) if isinstance(source, Mapping) else None
+        source = source if inner is None else inner
     if not isinstance(source, Mapping) or not source or not all(isinstance(v, Tensor) for v in source.values()):
         raise OfficialError("there is no state_dict in it: expected names and tensors")
-    return source
+    try:
+        tensors = check_tensors(source, size)
+    except ValueError as error:
+        raise OfficialError(f"the state_dict {error}") from error
+    if odd := [name for name in tensors if not _is_name(name)]:
+        raise OfficialError(f"the state_dict has names that no module has: {reprlib.repr(odd)}")
+    return tensors
+
+
+def _is_name(name: str) -> bool:
+    parts = name.split(".")
+    is_named = bool(set(parts) - {"module", "model"}) and len(parts) <= 20
+    return is_named and all(re.fullmatch(r"(?!.*\d{5})\w{1,99}", part) for part in parts)
+
+
+def _dtype(weight: Tensor) -> torch.dtype:
+    if weight.dtype not in _DTYPES:
+        raise OfficialError(f"weights of {weight.dtype}: expected one of {', '.join(map(str, _DTYPES))}")
+    return weight.dtype
 
 
 def _own_name(key: str) -> str | None:
