@@ -98,7 +98,7 @@ class Rewritten(nn.Module):
         return _blank, (), vars(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
+        super().__setstate__(state)
         self._compile()
 
 
@@ -135,7 +135,7 @@ def _rewritten(module: nn.Module) -> Rewritten | None:
     train_code, eval_code = (graph.python_code("self").src for graph in graphs)
     if draws or not keeps or train_code != eval_code:
         return None
-    children = {}
+    children: dict[str, nn.Module] = {}
     for node, _ in list(activation_calls(graphs[0])):
         if (child := activation_module(node)) is not None:
             name = _new_name(type(child).__name__.lower(), {*dir(module), *children})

@@ -92,7 +92,8 @@ def ternarize(
                 for silent in TrainingScales(graph, model).cancelled():
                     silent.raw_amplitude = None
         # Without a graph all is right, only slower: the input is repeated from the start, no amplitude is tied.
-        network = SpikingNetwork(model, timesteps, input_size=tuple(example.shape[1:]), encoders=encoders)
+        size = (example.shape[1], example.shape[2], example.shape[3])
+        network = SpikingNetwork(model, timesteps, input_size=size, encoders=encoders)
         undo.pop_all()
     if left:
         warnings.warn(
@@ -151,7 +152,7 @@ def _warn_of_calls(graph: fx.Graph, activations: Mapping[str, nn.Module]) -> Non
     """Name the activations whose neurons are called at several places, or whose result nobody uses."""
     nodes = [n for n in graph.nodes if n.op == "call_module" and n.target in activations]
     calls = Counter(activations[n.target] for n in nodes)
-    names = {module: name for name, module in reversed(activations.items())}
+    names = {module: name for name, module in reversed(list(activations.items()))}
     if unused := [f"{n.target} ({n.meta['line']})" for n in nodes if not n.users]:
         warnings.warn(
             f"these activations only work in place, and nothing reads what they return: {', '.join(unused)}; neurons "

@@ -305,3 +305,20 @@ def test_a_view_of_a_permuted_tensor(randomize: Callable[[SpikingNetwork], Spiki
     network = ternarize(model, 2, amplitude="channel", freeze_cancelled=False, input_size=(3, 8, 8))
     _, report = fold(randomize(network))
     assert report.kept == []
+
+
+def test_torchvisions_vision_transformer(randomize: Callable[[SpikingNetwork], SpikingNetwork]) -> None:
+    model = torchvision.models.VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)
+    network = ternarize(model, 2, freeze_cancelled=False, input_size=(3, 32, 32))
+    assert len(network.neurons()) == 2
+    _, report = fold(randomize(network))
+    assert report.deviation < 1e-12
+    assert len(report.neurons) == 2
+
+
+def test_torchvisions_densenet_has_a_function_at_its_end(randomize: Callable[[SpikingNetwork], SpikingNetwork]) -> None:
+    model = torchvision.models.DenseNet(8, (1, 1, 1, 1), 8, num_classes=3)
+    network = ternarize(model, 2, freeze_cancelled=False, input_size=(3, 32, 32))
+    assert len(network.neurons()) == 13
+    assert "relu" in network.neurons()
+    assert fold(randomize(network))[1].kept == []
