@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from typing_extensions import Unpack
 
+from . import features
 from .gauge import GaugeClasses, TrainingScales
 from .graph import TraceError, static_encoders, trace
 from .hooks import is_watched
@@ -134,17 +135,39 @@ class SpikingNetwork(nn.Module):
             per_step: Return the logits of every time step.
 
         Returns:
-            Logits [B, K], the mean over time, or [T, B, K] with ``per_step``.
+            Logits [B, K], the mean over time, or [T, B, K] with ``per_step``. Where the model gives a list or a dict,
+            as timm's with ``features_only=True`` do: a list or a dict of such tensors.
 
         Raises:
-            ValueError: ``x`` has another number of dimensions, channels or time steps than the network.
+            ValueError: ``x`` has another number of dimensions, channels or time steps than the network; or the model
+                gives a tensor that has not one row for each image and time step.
         """
         with keeping(self):
             # nn.Module.compile() leaves forward as it is: hooks are called there
             run = self.model.forward if is_watched() else self.model
             logits = run(self.fold_time(x))  # [T*B, K]
-        logits = logits.unflatten(0, (self.timesteps, logits.shape[0] // self.timesteps))  # [T, B, K]
-        return logits if per_step else logits.mean(0)
+        return features.over_time(logits, self.timesteps, len(x), per_step=per_step)
+
+    def forward_intermediates(self, x: Tensor, indices: Any = None, *, per_step: bool = False, **options: Any) -> Any:
+        """Feature maps of several levels; which there are says ``network.model.feature_info``.
+
+        In a folded network a map is that of the unfolded one divided by amplitudes that the next layers have taken up.
+
+        Args:
+            x: As for ``forward``.
+            indices: Which levels: their numbers; a number for the last so many; None for all.
+            per_step: Keep the time steps apart.
+            options: What ``forward_intermediates`` of the model, one of timm's, takes besides, e.g. ``stop_early`` or
+                ``intermediates_only``.
+
+        Returns:
+            What the model's ``forward_features`` gives, and a list of maps [B, C, H', W'], each the mean over time;
+            with ``per_step``, [T, B, C, H', W']. With ``intermediates_only=True``, the list alone.
+
+        Raises:
+            ValueError: ``x`` is not for this network, or the model has no ``forward_intermediates``.
+        """
+        return features.forward_intermediates(self, x, indices, per_step=per_step, **options)
 
     def fold_time(self, x: Tensor) -> Tensor:
         """What ``model`` is fed for ``x`` (see ``forward``): [T*B, C, H, W], or [B, C, H, W] before a static prefix."""
