@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["images_of", "logits_of", "targets_of"]
+__all__ = ["LOGITS", "images_of", "logits_of", "targets_of"]
 
 _IMAGES = ("frames", "image", "images", "img", "input", "inputs", "pixel_values", "x")
 _TARGETS = ("label", "labels", "target", "targets", "y")
-_LOGITS = ("logits", "out")
+LOGITS = {"logits", "out"}
+"""Keys under which a model gives its logits."""
 _BATCH = (
     "a batch is (images, targets), (images, targets, something else), or a dict with one of the keys "
     f"{', '.join(_IMAGES)} and one of {', '.join(_TARGETS)}"
@@ -109,7 +110,7 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(logits := getattr(output, "logits", None), Tensor):
         return logits
     if isinstance(output, Mapping):
-        found = [output[key] for key in _LOGITS if isinstance(output.get(key), Tensor)]
+        found = [output[key] for key in LOGITS if isinstance(output.get(key), Tensor)]
     else:
         parts = output if isinstance(output, (tuple, list)) else ()
         found = [part for part in parts if isinstance(part, Tensor) and part.ndim == 2]

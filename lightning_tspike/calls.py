@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
     from .neurons import SpikingNeuron
@@ -38,13 +39,16 @@ class Call:
         self.on_spikes: Callable[[SpikingNeuron, Tensor], None] | None = None
         self.neurons: set[SpikingNeuron] = set()
 
-    def keep_while_differentiable(self, logits: Tensor) -> None:
-        """Let the call be found as long as there is the graph of ``logits``: its layers may run again till then."""
-        if not torch.compiler.is_compiling() and logits.grad_fn is not None:
-            graph: Any = logits.grad_fn
-            graph.metadata[Call] = self
-            with _lock:
-                _differentiable.add(self)
+    def keep_while_differentiable(self, output: Any) -> None:
+        """Let the call be found as long as there is the graph of ``output``: its layers may run again till then."""
+        if torch.compiler.is_compiling():
+            return
+        for part in tree_leaves(output):
+            if isinstance(part, Tensor) and part.grad_fn is not None:
+                metadata: Any = part.grad_fn.metadata
+                metadata[Call] = self
+                with _lock:
+                    _differentiable.add(self)
 
 
 class _OfThread(threading.local):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from . import features
 from .batches import logits_of
 from .calls import Call, running
 from .gauge import GaugeClasses, TrainingScales
@@ -164,21 +165,44 @@ class SpikingNetwork(nn.Module):
             timesteps: T of this call, for images; default is that of the network.
 
         Returns:
-            Logits [B, K], the mean over time, or [T, B, K] with ``per_step``.
+            Logits [B, K], the mean over time, or [T, B, K] with ``per_step``. Where the model gives a list or a dict of
+            feature maps, as timm's with ``features_only=True`` do: a list or a dict of such tensors.
 
         Raises:
             ValueError: ``x`` has another number of dimensions or channels than the network, ``timesteps`` is no whole
-                number of at least 1 or not the number of frames, or the model returns something in which no logits can
-                be told.
+                number of at least 1 or not the number of frames, the model gives something in which no logits can be
+                told, or a tensor that has not one row for each image and time step.
         """
         call = self.call(x, timesteps)
         with running(call), keeping(self, call):
             # nn.Module.compile() leaves forward as it is: hooks are called there
             run = self.model.forward if is_watched() else self.model
-            logits = logits_of(run(self.fold_time(x, timesteps)))  # [T*B, K]
-        call.keep_while_differentiable(logits)
-        logits = logits.unflatten(0, (call.timesteps, logits.shape[0] // call.timesteps))  # [T, B, K]
-        return logits if per_step else logits.mean(0)
+            output = run(self.fold_time(x, timesteps))  # [T*B, K]
+        if not features.are_maps(output):
+            output = logits_of(output)
+        call.keep_while_differentiable(output)
+        return features.over_time(output, call.timesteps, len(x), per_step=per_step)
+
+    def forward_intermediates(self, x: Tensor, indices: Any = None, *, per_step: bool = False, **options: Any) -> Any:
+        """Feature maps of several levels; which there are says ``network.model.feature_info``.
+
+        In a folded network a map is that of the unfolded one divided by amplitudes that the next layers have taken up.
+
+        Args:
+            x: As for ``forward``.
+            indices: Which levels: their numbers; a number for the last so many; None for all.
+            per_step: Keep the time steps apart.
+            options: What ``forward_intermediates`` of the model, one of timm's, takes besides, e.g. ``stop_early`` or
+                ``intermediates_only``.
+
+        Returns:
+            What the model's ``forward_features`` gives, and a list of maps [B, C, H', W'], each the mean over time;
+            with ``per_step``, [T, B, C, H', W']. With ``intermediates_only=True``, the list alone.
+
+        Raises:
+            ValueError: ``x`` is not for this network, or the model has no ``forward_intermediates``.
+        """
+        return features.forward_intermediates(self, x, indices, per_step=per_step, **options)
 
     def call(self, x: Tensor, timesteps: int | None = None) -> Call:
         """What the neurons must know of ``forward(x, timesteps=timesteps)``; raises what it does.

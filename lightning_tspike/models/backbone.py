@@ -91,7 +91,7 @@ class Backbone(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns by which timm groups parameters from input to output, for learning rates that differ by layer."""
-        return {"stem": r"^(conv1|bn1|act1)\.", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+        return {"stem": r"^(?:conv1|bn1|act1)\.", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
