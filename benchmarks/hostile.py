@@ -2,9 +2,9 @@
 
     python -m benchmarks.hostile [COUNT] [SEED] [SOURCE ...]
 
-Each source of cases (SOURCES: networks' folders, checkpoints, weights of the published code, transforms) is a module
-beside this one with a SOURCE: something sound, kinds of changes to it, and what a user would do with it. COUNT (2000)
-changes in turn, by a random generator with a seed (0); each must end in a refusal of the kind that is documented, or
+Each source of cases (SOURCES: networks' folders, checkpoints, weights of the published code, transforms, run folders)
+is a module beside this one with a SOURCE: something sound, kinds of changes to it, and what a user would do with it.
+COUNT (2000) changes in turn, by a random generator with a seed (0); each must end in a refusal of the kind that is documented, or
 in what the sound one gives. No case may take more than SECONDS of the processor, or more than LONGEST seconds of
 waiting; all together may not take more than MEGABYTES more than before. Prints the counts; ends with status 1 if one
 did otherwise.
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-SOURCES = ["hostile_folders", "hostile_checkpoints", "hostile_imports", "hostile_transforms"]
+SOURCES = ["hostile_folders", "hostile_checkpoints", "hostile_imports", "hostile_transforms", "hostile_runs"]
 """Modules with a SOURCE. Another one joins by its name."""
 
 SECONDS, LONGEST, MEGABYTES = 10.0, 120, 1000.0

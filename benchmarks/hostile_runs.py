@@ -1,13 +1,11 @@
-"""Report on run folders that are broken or were made to do harm: none may hang, crash, or change a file elsewhere.
+"""Run folders that are broken or were made to do harm, a source of cases for ``benchmarks.hostile``.
 
     python -m benchmarks.hostile_runs [COUNT] [SEED]
 
-Makes COUNT (1000) changes of a run's folder, by a random generator with a seed (0), and writes the report of each:
-pipes, links and devices in the place of files and of the report, names and numbers that no axis takes, thousands of
-metrics, fields and lines without end, nested and spoiled JSON, flipped bytes, damaged event files. Each must end with a
-ReportError or an OSError (a clear line on the command line), or with a whole page; within SECONDS, within MEGABYTES
-more than before; and what a link leads to must be as it was. Prints the counts; ends with status 1 where one did
-otherwise.
+Pipes, links and devices in the place of files and of the report, names and numbers that no axis takes, thousands of
+metrics, fields and lines without end, nested and spoiled JSON, flipped bytes, damaged event files. The report of each
+must end with a ReportError or an OSError (a clear line on the command line), or with a whole page without a script; and
+what a link leads to must be as it was.
 """
 
 from __future__ import annotations
@@ -15,14 +13,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import shutil
 import socket
 import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +26,8 @@ from torch.utils.tensorboard import SummaryWriter
 from lightning_tspike import zoo
 from lightning_tspike.html_report import ReportError, write_report
 
-SECONDS, MEGABYTES = 10.0, 1000.0
+from .hostile import Source, run
+
 METRICS, MEMBRANE, ENERGY, FOLD = (
     "metrics.csv",
     "membrane.json",
@@ -208,58 +204,28 @@ def events(run: Path, rng: random.Random) -> None:
 KINDS = (special, names, numbers, size, text, spoil, layers, flip, events)
 
 
-def cases(count: int, seed: int, folder: Path) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Make run folders, one after another, each in the place of the one before.
-
-    Args:
-        count: How many.
-        seed: Of the random generator.
-        folder: A folder for them, which exists.
-
-    Yields:
-        What was done to it, and a function that writes its report and gives ``"refused"`` or ``"a report"``; whatever
-        it raises is a fault.
-    """
-    rng = random.Random(seed)
-    original = folder / "original"
-    _make(original)
-    for number in range(count):
-        kind = KINDS[number % len(KINDS)]
-        place = folder / "case"
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        (place / "victim").write_text(VICTIM)
-        run = place / "run"
-        shutil.copytree(original, run)
-        kind(run, rng)
-        yield f"{number} ({kind.__name__})", lambda place=place: report(place)  # type: ignore[misc]
-
-
-def report(place: Path) -> str:
-    """Write the report of ``place/run``.
+def report(run: Path) -> str:
+    """Write the report of a run; gives the page.
 
     Raises:
-        AssertionError: A file elsewhere was changed, or the page is not whole.
+        ReportError, OSError: It was refused.
+        AssertionError: A file elsewhere was changed, or something is left behind.
     """
-    before = {path.name for path in (place / "run").iterdir()}
+    place = run.parent
+    before = {path.name for path in run.iterdir()}
     try:
-        page = write_report(place / "run")
-        outcome = "a report"
-    except (ReportError, OSError):
-        outcome = "refused"
-    changed = (place / "victim").read_text() != VICTIM or {path.name for path in place.iterdir()} != {"victim", "run"}
-    assert not changed, "a file elsewhere was changed"
-    left = {path.name for path in (place / "run").iterdir()} - before - {"report.html"}
-    assert not left, f"{left} is left behind"
-    if outcome == "a report":
-        text = page.read_text(encoding="utf-8")
-        assert text.rstrip().endswith("</html>"), "the page is not whole"
-        assert "<script" not in text, "the page has a script"
-    return outcome
+        return write_report(run).read_text(encoding="utf-8")
+    finally:
+        assert (place / "victim").read_text() == VICTIM, "a file elsewhere was changed"
+        assert {path.name for path in place.iterdir()} == {"victim", "run"}, "a file elsewhere was made"
+        left = {path.name for path in run.iterdir()} - before - {"report.html"}
+        assert not left, f"{left} is left behind"
 
 
-def _make(run: Path) -> None:
-    """A run's folder as the digits recipe leaves it."""
+def made(scratch: Path) -> Path:
+    """A run's folder as the digits recipe leaves it, beside a file that is not the run's."""
+    (scratch / "victim").write_text(VICTIM)
+    run = scratch / "run"
     shipped = Path(zoo.__file__).parent / "weights" / "tspike-digits"
     (run / FOLD).parent.mkdir(parents=True)
     shutil.copy(shipped / "fold_report.json", run / FOLD)
@@ -270,37 +236,18 @@ def _make(run: Path) -> None:
     layer = {"name": "act1", "macs": 10.0, "synops": 20.0, "ann_macs": 30.0}
     content = {"layers": [layer], "mac_picojoules": 4.6, "ac_picojoules": 0.9}
     (run / ENERGY).write_text(json.dumps(content))
+    return run
 
 
-def main(count: int = 1000, seed: int = 0) -> int:
-    """Make the folders and report on them; gives how many did otherwise than they must."""
-    outcomes: Counter[str] = Counter()
-    faults: list[str] = []
-    slowest = 0.0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tempfile.TemporaryDirectory() as folder:
-        for name, read in cases(count, seed, Path(folder)):
-            start = time.process_time()
-            try:
-                outcome = read()
-            except Exception as error:  # whatever else comes out is what this program looks for
-                faults.append(f"{name}: {type(error).__name__}: {error}")
-                outcome = "FAULT"
-            took = time.process_time() - start
-            slowest = max(slowest, took)
-            outcomes[f"{name.partition('(')[2][:-1]}: {outcome}"] += 1
-            if took > SECONDS:
-                faults.append(f"{name} took {took:.1f} s")
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    if grown > MEGABYTES:
-        faults.append(f"memory grew by {grown:.0f} MB")
-    for outcome, times in sorted(outcomes.items()):
-        print(f"{times:6} {outcome}")
-    print(f"{count} run folders, {len(faults)} faults; slowest {slowest:.2f} s, memory grew by {grown:.0f} MB")
-    for fault in faults:
-        print(f"FAULT {fault}")
-    return len(faults)
-
+SOURCE = Source(
+    "run folders",
+    made,
+    KINDS,
+    report,
+    lambda page: page.rstrip().endswith("</html>") and "<script" not in page,
+    (ReportError, OSError),
+    may_pass=KINDS,  # what cannot be drawn is left out
+)
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])) > 0)
+    sys.exit(run([SOURCE], *map(int, sys.argv[1:] or ["1000"])) > 0)

@@ -218,7 +218,7 @@ def counts_on_batch(model: nn.Module, encoders: Collection[str], example: Tensor
 
     def both(device: torch.device) -> tuple[fx.Graph, fx.Graph]:
         images = torch.zeros(2, *example.shape[1:], device=device, dtype=example.dtype)
-        repeated = seeded(device, images.repeat(steps, 1, 1, 1), {})
+        repeated = seeded(device, images.repeat(steps, *[1] * (images.ndim - 1)), {})
         try:
             return repeated, seeded(device, images, dict.fromkeys(encoders, steps))
         except TraceError as error:

@@ -106,7 +106,7 @@ NETS = {
         lambda m, x: m.bn(m.conv(x)), {"conv": nn.Conv2d(4, 4, 3), "bn": nn.BatchNorm2d(4)}, True
     ),
     "a bias elsewhere does not scale": (
-        lambda m, x: m.bn(nn.functional.relu(m.conv(x))), {"conv": nn.Conv2d(4, 4, 3), "bn": nn.BatchNorm2d(4)}, False
+        lambda m, x: m.bn(m.conv(x).abs()), {"conv": nn.Conv2d(4, 4, 3), "bn": nn.BatchNorm2d(4)}, False
     ),
     "a norm on spikes": (lambda m, x: m.bn(x), {"bn": nn.BatchNorm2d(4)}, True),
     "pools let a scale pass": (

@@ -32,3 +32,10 @@ def test_hostile_checkpoints_imports_and_transforms_are_refused() -> None:
         assert f"imports, {kind}: refused" in out
     for kind in ("entry", "frames", "whole"):
         assert f"transforms, {kind}: refused" in out
+
+
+def test_hostile_run_folders_give_a_page_or_are_refused() -> None:
+    out = run("hostile_runs", "9", "7")
+    assert "9 run folders, 0 faults" in out
+    assert "run folders, spoil: the same" in out
+    assert "run folders, text: refused" in out

@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 
-from benchmarks import hostile_runs
 from lightning_tspike import TernarySNNModule
 from lightning_tspike.callbacks import AmplitudeLogger, EnergyMonitor, FiringRateMonitor, FoldExport, MembraneHistogram
 from lightning_tspike.cli import main
@@ -225,10 +224,3 @@ def test_what_is_too_much_is_refused(tmp_path: Path, name: str, text: str, messa
     (tmp_path / name).write_text(text)
     with pytest.raises(ReportError, match=message):
         write_report(tmp_path)
-
-
-def test_hostile_run_folders(tmp_path: Path) -> None:
-    """A part of what ``python -m benchmarks.hostile_runs`` does, one of every kind."""
-    outcomes = [read() for _, read in hostile_runs.cases(len(hostile_runs.KINDS), 7, tmp_path)]
-    assert len(outcomes) == len(hostile_runs.KINDS)
-    assert set(outcomes) == {"a report", "refused"}

@@ -211,7 +211,7 @@ class _Tokens(nn.Module):
 def test_one_amplitude_where_channels_cannot_be_told_apart() -> None:
     network = ternarize(_Tokens(), 2, amplitude="channel", input_size=(3, 16, 16))
     shapes = {name: tuple(neuron.raw_amplitude.shape) for name, neuron in network.neurons().items()}
-    assert shapes == {"act": (8,), "token_act": (), "shared": ()}
+    assert shapes == {"act": (8,), "token_act": (1,), "shared": (1,)}
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 2)  # nothing depends on the number of tokens
 
 
