@@ -5,9 +5,9 @@
 Each source of cases (SOURCES: networks' folders, checkpoints, weights of the published code, transforms, run folders)
 is a module beside this one with a SOURCE: something sound, kinds of changes to it, and what a user would do with it.
 COUNT (2000) changes in turn, by a random generator with a seed (0); each must end in a refusal of the kind that is
-documented, or in what the sound one gives. No case may take more than SECONDS of the processor, or more than LONGEST seconds of
-waiting; all together may not take more than MEGABYTES more than before. Prints the counts; ends with status 1 if one
-did otherwise.
+documented, or in what the sound one gives. No case may take more than SECONDS of the processor, or more than LONGEST
+seconds of waiting; all together may not take more than MEGABYTES more than before. Prints the counts; ends with
+status 1 if one did otherwise.
 """
 
 from __future__ import annotations

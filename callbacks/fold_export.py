@@ -149,7 +149,9 @@ class FoldExport(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 artifact = wandb.Artifact(f"folded-{logger.experiment.id}", type="model")
-                artifact.add_dir(str(folder))
+                for file in folder.rglob("*"):
+                    if file.is_file() and file.name != COPY_OF:  # which only means something beside the checkpoint
+                        artifact.add_file(str(file), name=str(file.relative_to(folder)))
                 logger.experiment.log_artifact(artifact)
 
     def _follow(self, trainer: Trainer, is_over: bool = False) -> None:

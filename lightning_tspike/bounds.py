@@ -126,7 +126,8 @@ def check_preprocessing(preprocessing: Any) -> dict[str, Any]:
     if not isinstance(mode, str) or mode not in _INTERPOLATIONS:
         raise ValueError(f"'interpolation' must be one of {sorted(_INTERPOLATIONS)}, got {reprlib.repr(mode)}")
     check_frames(size)
-    check_frames([size[0], *(math.floor(min(side / crop, _LARGEST)) for side in size[1:])])  # before it is cropped
+    # before it is cropped, a square image has the longer side both ways
+    check_frames([size[0], *[math.floor(min(max(size[1:]) / crop, _LARGEST))] * 2])
     if "frames" in facts:
         _check_slicing(facts["frames"], size)
     return facts
@@ -142,6 +143,11 @@ def _check_slicing(frames: Any, size: Sequence[int]) -> None:
         )
     if frames["slice_by"] not in ("time", "events"):
         raise ValueError(f"'slice_by' must be 'time' or 'events', got {reprlib.repr(frames['slice_by'])}")
+    if frames["sensor_size"][2] != size[0]:
+        raise ValueError(
+            f"'sensor_size' must end with the {size[0]} polarities that are the channels of 'input_size', got "
+            f"{reprlib.repr(frames['sensor_size'])}"
+        )
     check_frames(size, frames["timesteps"])
     check_frames(frames["sensor_size"])
 

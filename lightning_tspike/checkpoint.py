@@ -66,6 +66,9 @@ def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> Sa
         raise CheckpointError(f"there is no checkpoint {path.resolve()}")
     try:
         saved = read_torch_file(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged or not a Lightning checkpoint: it {error}") from error
+    try:
         state: Any = saved["state_dict"] if isinstance(saved, Mapping) and "state_dict" in saved else None
         if not isinstance(state, Mapping):
             raise ValueError("is not a Lightning checkpoint: it has no state_dict")

@@ -280,7 +280,8 @@ def _spikes(
     fire = _Fire.bind(neuron.surrogate, neuron.is_ternary)
     x = _as_floats(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    _check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
+    if not isinstance(amplitude, Tensor):  # what training makes of one is for training to see, in its loss
+        _check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
     amplitude = _as_tensor(amplitude, x, dtype)
     way = kernels.choose(x, neuron) if memory is None else "reference"
     if way != "reference":

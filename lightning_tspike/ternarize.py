@@ -92,8 +92,7 @@ def ternarize(
                 for silent in TrainingScales(graph, model).cancelled():
                     silent.raw_amplitude = None
         # Without a graph all is right, only slower: the input is repeated from the start, no amplitude is tied.
-        size = (example.shape[1], example.shape[2], example.shape[3])
-        network = SpikingNetwork(model, timesteps, input_size=size, encoders=encoders)
+        network = SpikingNetwork(model, timesteps, input_size=tuple(example.shape[1:]), encoders=encoders)
         undo.pop_all()
     if left:
         warnings.warn(

@@ -263,7 +263,7 @@ def test_cutmix_batches_train_the_network(tmp_path: Path) -> None:
 
 def test_labels_that_do_not_fit_the_network() -> None:
     module = TernarySNNModule("tspike_resnet_small", 4, 1, 1)
-    with pytest.raises(ValueError, match=r"shape \(2, 3\), expected \[B, 4\]"):
+    with pytest.raises(ValueError, match=r"of shape \(2, 3\) for 2 images; expected .*\[2, 4\]"):
         module.training_step((torch.zeros(2, 1, 8, 8), torch.full((2, 3), 1 / 3)), 0)
 
 

@@ -164,6 +164,8 @@ def test_numbers_out_of_range(name: str, kind: str, option: str, value: float) -
     wrong: Any = value
     if kind == "channels" and option == "decay":
         pytest.skip("there is one decay for all")
+    if kind != "number" and option == "amplitude":
+        pytest.skip("a learned amplitude that has become NaN shows in the loss")
     said = re.escape(repr(value)) if kind == "number" else ""  # a tensor rounds
     if kind != "number":
         wrong = torch.tensor(value) if kind == "tensor" else torch.tensor([0.5, value, 0.5])

@@ -54,7 +54,7 @@ def test_other_shapes_are_refused() -> None:
     network = ternarize(perceptron(), 3)
     assert network.input_size == ternarize(perceptron_of_a_test(), 3).input_size == (20,)
     for shape in ((2, 19), (2, 1, 4, 20), (20,)):
-        with pytest.raises(ValueError, match=r"vectors \[B, 20\] or \[B, T=3, 20\], got shape"):
+        with pytest.raises(ValueError, match=r"vectors \[B, 20\] or \[B, T, 20\], got shape"):
             network(torch.zeros(shape))
     with pytest.raises(ValueError, match="runs 3 time steps, got frames for 5"):
         network(torch.zeros(2, 5, 20))
