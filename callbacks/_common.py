@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
+from ..atomic import whole_file
 from ..ternarize import SpikingNetwork
 
 
@@ -106,9 +106,8 @@ def run_folder(trainer: Trainer) -> Path:
 def write_json(file: Path, content: Any) -> None:
     """Write a file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.partial")
-    scratch.write_text(json.dumps(content) + "\n")
-    os.replace(scratch, file)
+    with whole_file(file) as stream:
+        stream.write((json.dumps(content) + "\n").encode())
 
 
 def is_log_step(trainer: Trainer, every_n_steps: int | None) -> bool:

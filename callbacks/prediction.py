@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
+
+from ..atomic import whole_file
 
 __all__ = ["PredictionWriter"]
 
@@ -35,12 +37,12 @@ class PredictionWriter(BasePredictionWriter):
         folder.mkdir(parents=True, exist_ok=True)
         rank = f"-{trainer.global_rank}" if trainer.global_rank else ""
         file = folder / f"predictions{rank}.csv"
-        scratch = file.with_suffix(".partial")
         indices = [i for loader in batch_indices for batch in loader for i in batch]
-        with scratch.open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["index", "class", "probability"])
-            for index, row in zip(indices, torch.cat(list(predictions)).float(), strict=True):
-                writer.writerow([index, row.argmax().item(), f"{row.max().item():.6f}"])
-        os.replace(scratch, file)
+        table = io.StringIO(newline="")
+        writer = csv.writer(table)
+        writer.writerow(["index", "class", "probability"])
+        for index, row in zip(indices, torch.cat(list(predictions)).float(), strict=True):
+            writer.writerow([index, row.argmax().item(), f"{row.max().item():.6f}"])
+        with whole_file(file) as stream:
+            stream.write(table.getvalue().encode())
         rank_zero_info(f"predictions: {file}")

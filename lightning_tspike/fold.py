@@ -155,7 +155,13 @@ def verify(network: SpikingNetwork, folded: SpikingNetwork, example: Tensor, *, 
             itself gives logits that are not finite.
     """
     with torch.no_grad():
-        expected, got = network(example, per_step=True), folded(example, per_step=True)
+        expected: object = network(example, per_step=True)
+        if not isinstance(expected, Tensor):
+            raise FoldError(
+                f"cannot verify a network that gives a {type(expected).__name__}, not logits: fold the whole network "
+                "first, then take its feature maps"
+            )
+        got = folded(example, per_step=True)
     if not expected.isfinite().all():
         raise FoldError("the network gives logits that are not finite, so there is nothing to compare")
     deviation = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-300)).item()

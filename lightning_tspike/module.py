@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import random
 from contextlib import nullcontext
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.nn import functional as F
@@ -163,6 +164,9 @@ class TernarySNNModule(L.LightningModule):
                 f"tmpr_weight={tmpr_weight!r} needs the membrane potentials of every layer, which compile=True and "
                 "memory='lean' do not keep: use memory='packed' and compile=False"
             )
+        if opt.lower().removeprefix("lookahead_") not in list_optimizers():
+            close = difflib.get_close_matches(opt, list_optimizers(), n=3) or list_optimizers()
+            raise ValueError(f"timm has no optimizer {opt!r}; it has {', '.join(close)}")
         self.save_hyperparameters()
         self.network = create_network(
             NetworkConfig(

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 __all__ = ["TimedSchedule", "create_schedule"]
 
+_NAMES = ("cosine", "tanh", "step", "constant", "multistep", "poly", "rsqrt")
 _ENDLESS = ("constant", "multistep", "step")  # functions of the epoch alone, whenever training ends
 _PARTS = 1_000_000  # of the time that a run has: what a schedule by time counts
 
@@ -35,6 +36,8 @@ def create_schedule(trainer: L.Trainer, optimizer: Optimizer, name: str, *, warm
     """
     if name == "plateau":
         raise ValueError("sched='plateau' is not supported: it would need a metric to watch; use 'cosine' or 'step'")
+    if name not in _NAMES:
+        raise ValueError(f"timm has no learning-rate schedule {name!r}; it has {', '.join(_NAMES)}, and 'none' has none")
     max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
     max_steps = trainer.max_steps
     if max_epochs >= 0 or name in _ENDLESS:

@@ -144,10 +144,13 @@ def test_smoke_run_without_checkpoints(tspike: Callable[..., Any], tmp_path: Pat
     ("words", "message"),
     [
         (["fit", "--config", "digit"], "there is no recipe 'digit'; did you mean 'digits'"),
+        (["fit", "--config", "resnet19_cifar"], "there is no recipe 'resnet19_cifar'; did you mean '.*resnet19"),
         (["test", "--config", "digits"], "needs trained weights: --ckpt_path"),
         (["fit", "--config", "digits", "--model.backbone=resnet43"], "did you mean .*resnet34"),
         (["fit", "--config", "digits", "--model.timesteps=0"], "timesteps must be a whole number of at least 1, got 0"),
         (["fit", "--config", "digits", "--model.sched=plateau"], "sched='plateau' is not supported"),
+        (["fit", "--config", "digits", "--model.sched=cosin"], "no learning-rate schedule 'cosin'; it has cosine"),
+        (["fit", "--config", "digits", "--model.opt=sgdd"], "no optimizer 'sgdd'; it has sgd"),
         (["fit", "--config", "digits", "--trainer.accelerator=abacus"], "invalid accelerator name"),
         (["fit", "--config", "digits", "--ckpt_path=no.ckpt"], "no.ckpt"),
         (["test", "--config", "digits", "--ckpt_path=text.ckpt"], "text.ckpt is damaged or not a Lightning checkpoint"),

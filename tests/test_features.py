@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from lightning_tspike.fold import fold
+from lightning_tspike.fold import FoldError, fold
 from lightning_tspike.models import NetworkConfig, create_network
 from lightning_tspike.ternarize import SpikingNetwork, ternarize
 
@@ -49,6 +49,8 @@ def test_features_only_by_configuration() -> None:
     config = NetworkConfig("tspike_resnet_small", backbone_kwargs={"features_only": True, "out_indices": [1, 3]})
     maps = create_network(config)(torch.randn(B, 3, 16, 16))
     assert [m.shape for m in maps] == [(B, 16, 16, 16), (B, 64, 4, 4)]
+    with pytest.raises(FoldError, match="gives a list, not logits: fold the whole network first"):
+        fold(create_network(config))
 
 
 @pytest.mark.parametrize(

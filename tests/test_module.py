@@ -194,7 +194,11 @@ def test_bad_batch_in_prediction(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"backbone": "resnet43"}, "did you mean .*resnet34"), ({"timesteps": 0}, "timesteps .* 0")],
+    [
+        ({"backbone": "resnet43"}, "did you mean .*resnet34"),
+        ({"timesteps": 0}, "timesteps .* 0"),
+        ({"opt": "adamww"}, "no optimizer 'adamww'; it has adamw"),
+    ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
