@@ -164,8 +164,9 @@ class TernarySNNModule(L.LightningModule):
                 f"tmpr_weight={tmpr_weight!r} needs the membrane potentials of every layer, which compile=True and "
                 "memory='lean' do not keep: use memory='packed' and compile=False"
             )
-        if opt.lower().removeprefix("lookahead_") not in list_optimizers():
-            close = difflib.get_close_matches(opt, list_optimizers(), n=3) or list_optimizers()
+        optimizers = [str(name) for name in list_optimizers()]
+        if opt.lower().removeprefix("lookahead_") not in optimizers:
+            close = difflib.get_close_matches(opt, optimizers, n=3) or optimizers
             raise ValueError(f"timm has no optimizer {opt!r}; it has {', '.join(close)}")
         self.save_hyperparameters()
         self.network = create_network(

@@ -37,7 +37,7 @@ def create_schedule(trainer: L.Trainer, optimizer: Optimizer, name: str, *, warm
     if name == "plateau":
         raise ValueError("sched='plateau' is not supported: it would need a metric to watch; use 'cosine' or 'step'")
     if name not in _NAMES:
-        raise ValueError(f"timm has no learning-rate schedule {name!r}; it has {', '.join(_NAMES)}, and 'none' has none")
+        raise ValueError(f"timm has no learning-rate schedule {name!r}; it has {', '.join(_NAMES)}; or 'none'")
     max_epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
     max_steps = trainer.max_steps
     if max_epochs >= 0 or name in _ENDLESS:
