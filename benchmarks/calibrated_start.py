@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_tspike import TernarySNNModule
-from lightning_tspike.calibration import calibrate
+from lightning_tspike.analysis.evaluation import evaluate
+from lightning_tspike.conversion import calibrate
 from lightning_tspike.data import ImageDataModule
-from lightning_tspike.evaluation import evaluate
-from lightning_tspike.models import NetworkConfig, create_network
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig
 
 RESULTS = Path(__file__).parent / "results" / "calibrated_start.json"
 BACKBONE = "tspike_resnet_small"

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from lightning_tspike.checkpoint import read_checkpoint
+from lightning_tspike.store.checkpoint import read_checkpoint
 
 RESULTS = Path(__file__).parent / "results" / "freeze_cancelled.json"
 
@@ -50,7 +50,7 @@ def main(seeds: int) -> None:
 
 def _run(seed: int, freeze: bool) -> dict[str, Any]:
     command = [
-        *(sys.executable, "-c", "from lightning_tspike.cli import main; main()", "fit", "--config", "digits"),
+        *(sys.executable, "-c", "from lightning_tspike.cli.main import main; main()", "fit", "--config", "digits"),
         *(f"--seed_everything={seed}", f"--model.freeze_cancelled={str(freeze).lower()}"),
     ]
     with tempfile.TemporaryDirectory() as folder:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lightning_tspike import zoo
-from lightning_tspike.checkpoint import CheckpointError
-from lightning_tspike.fold import FoldError
-from lightning_tspike.folder import read_folder
+from lightning_tspike.folding import FoldError
+from lightning_tspike.store.checkpoint import CheckpointError
+from lightning_tspike.store.folder import read_folder
 
 from .hostile import Harm, Source
 from .hostile_folders import IMAGES, ORIGINAL, published

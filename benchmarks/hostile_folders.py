@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightning_tspike import zoo
-from lightning_tspike.folder import FolderError, read_folder
-from lightning_tspike.manifest import seal
-from lightning_tspike.weights import FILES, file_facts
+from lightning_tspike.files.weights import FILES, file_facts
+from lightning_tspike.store.folder import FolderError, read_folder
+from lightning_tspike.store.manifest import seal
 
 from .hostile import Harm, Source, run
 

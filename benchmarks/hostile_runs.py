@@ -24,7 +24,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from lightning_tspike import zoo
-from lightning_tspike.html_report import ReportError, write_report
+from lightning_tspike.analysis.html_report import ReportError, write_report
 
 from .hostile import Source, run
 

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_tspike import zoo
-from lightning_tspike.folder import FolderError
-from lightning_tspike.manifest import seal
+from lightning_tspike.store.folder import FolderError
+from lightning_tspike.store.manifest import seal
 
 from .hostile import Source
 from .hostile_folders import CONFIG, ORIGINAL, copied

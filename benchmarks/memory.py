@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from lightning_tspike.hooks import watching
-from lightning_tspike.models import NetworkConfig, create_network
-from lightning_tspike.ternarize import SpikingNetwork
+from lightning_tspike._observe import watching
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig, SpikingNetwork
 
 from . import rivals
 from .measuring import RESULTS, command, kept_bytes, line, machine, plot, table, write

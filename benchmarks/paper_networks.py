@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_tspike.models import NetworkConfig, create_network
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig
 
 RESULTS = Path(__file__).parent / "results"
 NETWORKS = {

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tspike.functional import DECAY, THRESHOLD, per_channel
+from lightning_tspike.network import SpikingNetwork
 from lightning_tspike.neurons import TernaryLIF
-from lightning_tspike.ternarize import SpikingNetwork
 
 Layer: TypeAlias = Callable[[Tensor], Tensor]
 LIBRARIES = {"SpikingJelly": "spikingjelly", "snnTorch": "snntorch", "Norse": "norse"}

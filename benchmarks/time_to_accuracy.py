@@ -46,10 +46,10 @@ from torch.nn import functional as F
 
 from lightning_tspike import zoo
 from lightning_tspike.data.image_files import NpzImages
-from lightning_tspike.fold import fold
-from lightning_tspike.folder import write_folder
-from lightning_tspike.models import NetworkConfig, create_network
-from lightning_tspike.ternarize import SpikingNetwork
+from lightning_tspike.folding import fold
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig, SpikingNetwork
+from lightning_tspike.store.folder import write_folder
 
 RESULTS = Path(__file__).parent / "results" / "time_to_accuracy"
 TARGETS = (0.90, 0.93, 0.94)

@@ -31,9 +31,9 @@ import torch
 import torchvision
 from torch import nn
 
-from lightning_tspike.activations import is_activation
-from lightning_tspike.fold import fold
-from lightning_tspike.ternarize import SpikingNetwork, ternarize
+from lightning_tspike.folding import fold
+from lightning_tspike.graph.activations import is_activation
+from lightning_tspike.network import SpikingNetwork, ternarize
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "timm_coverage.jsonl"

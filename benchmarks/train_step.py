@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_tspike.kernels import can_compile
-from lightning_tspike.models import NetworkConfig, create_network
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig
 
 from . import rivals
 from .measuring import RESULTS, command, in_turn, kept_bytes, listing, machine, ratio, table, write

@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from ..atomic import whole_file
-from ..ternarize import SpikingNetwork
+from ..files.atomic import whole_file
+from ..network.spiking_network import SpikingNetwork
 
 
 class BatchWatcher(Callback):
@@ -87,7 +87,7 @@ def network_of(module: LightningModule, callback: object) -> SpikingNetwork:
         raise MisconfigurationException(
             f"{type(callback).__name__} looks for a spiking network in the module's attribute `network`; "
             f"{type(module).__name__} has {type(network).__name__} there. Use TernarySNNModule, or put the result of "
-            "lightning_tspike.ternarize there"
+            "lightning_tspike.network.swapping there"
         )
     return network
 

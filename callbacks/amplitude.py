@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from ..figures import plot_amplitudes
-from ..graph import TraceError
+from ..analysis.figures import plot_amplitudes
+from ..graph.tracing import TraceError
+from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
-from ..ternarize import SpikingNetwork
 from ._common import check_every_n_steps, is_log_step, network_of, require_logger, run_folder
 
 __all__ = ["AmplitudeLogger"]

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from ..batches import images_of
-from ..energy import AC_PICOJOULES, MAC_PICOJOULES, measure_energy
-from ..fold import FoldError, fold
+from .._batches import images_of
+from ..analysis.energy import AC_PICOJOULES, MAC_PICOJOULES, measure_energy
+from ..folding.absorb import FoldError, fold
 from ._common import network_of, require_logger, run_folder, write_json
 
 __all__ = ["EnergyMonitor"]
@@ -22,9 +22,9 @@ class EnergyMonitor(Callback):
     """Count the operations of the folded network on some validation images, and what energy they stand for.
 
     A copy of the network is folded (``integer_pools=True``) and run on the first validation images, or training images
-    where there is no validation; :mod:`lightning_tspike.energy` has the accounting. Every logger gets, per image,
-    ``energy/synops``, ``energy/macs``, ``energy/microjoules``, ``energy/ann_microjoules`` and ``energy/ratio``; the
-    numbers of every layer go to ``energy.json`` in the run's folder. Only the first process measures.
+    where there is no validation; :mod:`lightning_tspike.analysis.energy` has the accounting. Every logger gets, per
+    image, ``energy/synops``, ``energy/macs``, ``energy/microjoules``, ``energy/ann_microjoules`` and ``energy/ratio``;
+    the numbers of every layer go to ``energy.json`` in the run's folder. Only the first process measures.
 
     Args:
         every_n_epochs: Measure after every n epochs, too; by default when training ends, which costs no time before.

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
-from ..spikes import FiringRate, firing_rates
-from ..ternarize import SpikingNetwork
+from ..analysis.spikes import FiringRate, firing_rates
+from ..network.spiking_network import SpikingNetwork
 from ._common import BatchWatcher
 
 __all__ = ["FiringRateMonitor"]
@@ -21,7 +21,7 @@ class FiringRateMonitor(BatchWatcher):
 
     * ``firing_rate/<layer>/positive`` and ``/negative``: share of (neuron, time step, sample) triples that fired,
     * ``firing_rate/<layer>/positive_t<t>`` and ``/negative_t<t>``: the same at one time step,
-    * ``entropy/<layer>/signed``: entropy of a spike in bits (:attr:`lightning_tspike.spikes.FiringRate.entropy`),
+    * ``entropy/<layer>/signed``: entropy of a spike in bits (:mod:`lightning_tspike.analysis.spikes`),
     * ``entropy/<layer>/unsigned``: the same without the sign, which is all that binary spikes could send.
 
     Args:

@@ -16,10 +16,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
-from ..checkpoint import read_checkpoint
-from ..fold import fold
-from ..folder import write_folder
-from ..models import NetworkConfig
+from ..folding.absorb import fold
+from ..network.config import NetworkConfig
+from ..store.checkpoint import read_checkpoint
+from ..store.folder import write_folder
 from ._common import network_of
 from .checkpoints import LastCheckpoint, best_checkpoint
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from .._observe import watching
 from ..functional import per_channel
-from ..hooks import watching
+from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
 from ..surrogate import SURROGATES
-from ..ternarize import SpikingNetwork
 from ._common import BatchWatcher, run_folder, write_json
 
 __all__ = ["MembraneHistogram"]

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from ..atomic import whole_file
+from ..files.atomic import whole_file
 
 __all__ = ["PredictionWriter"]
 

@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from ._plain import is_plain
 from .kernels import Neuron, per_channel
-from .plain import is_plain
 from .surrogate import SURROGATES, fired
 
 __all__ = ["Memory", "binary_lif", "integrate_and_fire", "membrane_potential", "ternary_lif"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict, Unpack
 
 from . import functional
-from .calls import call_of
+from ._calls import call_of
 from .surrogate import SURROGATES
 
 __all__ = [
@@ -69,7 +69,7 @@ class SpikingNeuron(nn.Module):
         raw_decay: The learned parameter, shape [1], or None; tau is its sigmoid.
         threshold: A parameter, shape [1], where it is learned, otherwise a buffer, shape []; [C] after folding. Its
             absolute value is theta, :attr:`firing_threshold`.
-        is_encoder: Whether it ends the static prefix of a :class:`lightning_tspike.ternarize.SpikingNetwork`: in a call
+        is_encoder: Whether it ends the static prefix of a :class:`lightning_tspike.SpikingNetwork`: in a call
             with still images its input is [B, ...].
 
     No parameter is a scalar, because FSDP2 shards parameters along a dimension; scalars of older files are loaded.

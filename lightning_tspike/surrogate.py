@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .plain import is_plain
+from ._plain import is_plain
 
 __all__ = ["SURROGATES", "arctan", "fired", "rectangular", "triangular"]
 

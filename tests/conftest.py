@@ -22,8 +22,8 @@ if not torch.cuda.is_available():
 
 from torch import nn
 
-from lightning_tspike.models import NetworkConfig, create_network
-from lightning_tspike.ternarize import SpikingNetwork
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig, SpikingNetwork
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks/, which is no part of the package
 
@@ -75,7 +75,7 @@ def tspike(
     """The command ``tspike`` with these words, by default in the test's folder; in this process, to save its start."""
 
     def run(*words: str, cwd: Path = tmp_path) -> Result:
-        from lightning_tspike.cli import main
+        from lightning_tspike.cli.main import main
 
         monkeypatch.chdir(cwd)
         monkeypatch.setattr(sys, "argv", ["tspike", *words])

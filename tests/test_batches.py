@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_tspike import TernarySNNModule
-from lightning_tspike.batches import images_of, logits_of, targets_of
-from lightning_tspike.calibration import calibrate
+from lightning_tspike._batches import images_of, logits_of, targets_of
+from lightning_tspike.analysis.evaluation import evaluate
 from lightning_tspike.callbacks import EnergyMonitor, FiringRateMonitor, MembraneHistogram
-from lightning_tspike.evaluation import evaluate
-from lightning_tspike.fold import fold
-from lightning_tspike.ternarize import ternarize
+from lightning_tspike.conversion import calibrate
+from lightning_tspike.folding import fold
+from lightning_tspike.network import ternarize
 
 TINY = {
     "backbone": "tspike_resnet_small", "num_classes": 4, "in_chans": 1, "timesteps": 2,

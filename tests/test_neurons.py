@@ -14,15 +14,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_tspike.functional import binary_lif, membrane_potential, ternary_lif
-from lightning_tspike.models import NetworkConfig, create_network
-from lightning_tspike.neurons import (
-    NEURONS,
-    BinaryLIF,
-    ComplementedTernaryLIF,
-    SpikingNeuron,
-    TernaryIF,
-    TernaryLIF,
-)
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig
+from lightning_tspike.neurons import NEURONS, BinaryLIF, ComplementedTernaryLIF, SpikingNeuron, TernaryIF, TernaryLIF
 
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from ..ternarize import SpikingNetwork
-    from ..weights import Precision
+    from ..files.weights import Precision
+    from ..network.spiking_network import SpikingNetwork
 
 __all__ = [
     "ZooEntry", "ZooError", "find", "info", "list", "load", "load_with_config", "publish", "recipe_path",
@@ -104,9 +104,9 @@ def load(
         ValueError: ``timesteps`` is no whole number of at least 1.
         ZooError: There is nothing of that name, or the entry is planned and has no weights yet, or there is no unfolded
             network.
-        lightning_tspike.hub.HubError: The Hub cannot be reached, or does not have it.
-        lightning_tspike.folder.FolderError: The folder is incomplete, damaged or was changed.
-        lightning_tspike.checkpoint.CheckpointError: The file is no checkpoint.
+        lightning_tspike.store.hub.HubError: The Hub cannot be reached, or does not have it.
+        lightning_tspike.store.folder.FolderError: The folder is incomplete, damaged or was changed.
+        lightning_tspike.store.checkpoint.CheckpointError: The file is no checkpoint.
     """
     import torch
 
@@ -127,7 +127,7 @@ def load_with_config(
     """As :func:`load`, and the contents of its ``config.json`` (of a checkpoint: what that would be)."""
     if _is_file(name_or_path):
         return _load_checkpoint(Path(name_or_path), folded=folded, precision=precision)
-    from ..folder import FolderError
+    from ..store.folder import FolderError
 
     needs: Needs = "weights" if folded else "unfolded"
     folder, sha256 = find(name_or_path, needs=needs, precision=precision)
@@ -177,7 +177,7 @@ def find(
     elif Path(name).is_dir():
         folder, sha256 = Path(name), None
     elif (repository := _repository(name)) is not None:
-        from ..hub import HubError
+        from ..store.hub import HubError
 
         try:
             folder, sha256 = _fetch(*repository, needs, precision, anew), None
@@ -202,11 +202,11 @@ def transforms(name_or_path: str | os.PathLike[str]) -> Callable[[Any], torch.Te
         ZooError: The preprocessing is not known; otherwise as :func:`load`.
     """
     if _is_file(name_or_path):
-        from ..checkpoint import read_checkpoint
+        from ..store.checkpoint import read_checkpoint
 
         preprocessing = read_checkpoint(Path(name_or_path)).preprocessing
     else:
-        from ..folder import read_manifest
+        from ..store.folder import read_manifest
 
         folder, sha256 = find(name_or_path, needs="config")
         preprocessing = read_manifest(folder, sha256=sha256)["preprocessing"]
@@ -215,7 +215,7 @@ def transforms(name_or_path: str | os.PathLike[str]) -> Callable[[Any], torch.Te
 
 def transform_of(preprocessing: Mapping[str, Any] | None, name: str) -> Callable[[Any], torch.Tensor]:
     """As :func:`transforms`, of a ``preprocessing`` that was read already from ``name``."""
-    from ..bounds import check_preprocessing
+    from ..files.bounds import check_preprocessing
 
     try:
         preprocessing = check_preprocessing(preprocessing)
@@ -233,7 +233,7 @@ def transform_of(preprocessing: Mapping[str, Any] | None, name: str) -> Callable
 
 
 def verify(name_or_path: str | os.PathLike[str]) -> builtins.list[str]:
-    """Check that a network's files are whole and agree with each other, see :func:`lightning_tspike.publish.verify`.
+    """Check that a network's files are whole and agree with each other, see :mod:`lightning_tspike.store.publish`.
 
     Args:
         name_or_path: As for :func:`load`, but no checkpoint.
@@ -242,9 +242,9 @@ def verify(name_or_path: str | os.PathLike[str]) -> builtins.list[str]:
         What was checked, a line each.
 
     Raises:
-        lightning_tspike.publish.VerificationError: Two files do not agree; otherwise as :func:`load`.
+        lightning_tspike.store.publish.VerificationError: Two files do not agree; otherwise as :func:`load`.
     """
-    from ..publish import verify as check
+    from ..store.publish import verify as check
 
     folder, sha256 = find(name_or_path, needs="all")
     return check(folder, sha256=sha256)
@@ -282,14 +282,14 @@ def publish(
         tag: Name for the commit.
 
     Returns:
-        The folder; and the :class:`lightning_tspike.hub.Publication`, or None in a dry run.
+        The folder; and the :class:`lightning_tspike.store.hub.Publication`, or None in a dry run.
 
     Raises:
         ValueError: There is data, but neither its name nor a recipe; a pull request with a tag.
-        lightning_tspike.publish.VerificationError: The files do not agree; nothing was published.
-        lightning_tspike.hub.HubError: The Hub did not take it. Otherwise as :func:`load`.
+        lightning_tspike.store.publish.VerificationError: The files do not agree; nothing was published.
+        lightning_tspike.store.hub.HubError: The Hub did not take it. Otherwise as :func:`load`.
     """
-    from ..publish import prepare
+    from ..store.publish import prepare
 
     if tag and create_pr:
         raise ValueError("a pull request cannot be tagged before it is merged: leave out one of tag and create_pr")
@@ -314,7 +314,7 @@ def publish(
     )
     if dry_run:
         return written, None
-    from ..hub import upload
+    from ..store.hub import upload
 
     message = f"{name.rpartition('/')[2]} by lightning-tspike"
     return written, upload(written, repo_id, message=message, private=private, create_pr=create_pr, tag=tag)
@@ -357,10 +357,10 @@ def _repository(name: str) -> tuple[str, str] | None:
 
 
 def _fetch(repo_id: str, revision: str, needs: Needs, precision: Precision | None, anew: bool) -> Path:
-    from ..folder import CARD, CONFIG, UNFOLDED, FolderError, read_manifest
-    from ..hub import fetch
-    from ..manifest import precisions_in
-    from ..weights import FILES
+    from ..files.weights import FILES
+    from ..store.folder import CARD, CONFIG, UNFOLDED, FolderError, read_manifest
+    from ..store.hub import fetch
+    from ..store.manifest import precisions_in
 
     folder = fetch(repo_id, revision, [CONFIG], anew=anew)
     try:
@@ -384,7 +384,7 @@ def _fetch(repo_id: str, revision: str, needs: Needs, precision: Precision | Non
 def _read(
     folder: Path, sha256: str | None, folded: bool, precision: Precision | None
 ) -> tuple[SpikingNetwork, dict[str, Any]]:
-    from ..folder import UNFOLDED, read_folder, read_manifest
+    from ..store.folder import UNFOLDED, read_folder, read_manifest
 
     if folded:
         return read_folder(folder, precision=precision, sha256=sha256)
@@ -397,11 +397,11 @@ def _read(
 def _load_checkpoint(path: Path, *, folded: bool, precision: Precision | None) -> tuple[SpikingNetwork, dict[str, Any]]:
     import torch
 
-    from ..bounds import MOST_FOLDED_TIMESTEPS
-    from ..checkpoint import read_checkpoint
-    from ..fold import fold
-    from ..folder import timm_cfg
-    from ..manifest import describe
+    from ..files.bounds import MOST_FOLDED_TIMESTEPS
+    from ..folding.absorb import fold
+    from ..store.checkpoint import read_checkpoint
+    from ..store.folder import timm_cfg
+    from ..store.manifest import describe
 
     if precision not in (None, "float32"):
         raise ZooError(f"{path} is a checkpoint, whose weights are float32: precision={precision!r} is for folders")
@@ -409,7 +409,7 @@ def _load_checkpoint(path: Path, *, folded: bool, precision: Precision | None) -
     if folded and saved.network.timesteps > MOST_FOLDED_TIMESTEPS:
         raise ZooError(
             f"{path} has {saved.network.timesteps} timesteps, and folding runs them all: above {MOST_FOLDED_TIMESTEPS} "
-            "only if you say so; load it with folded=False and call lightning_tspike.fold.fold"
+            "only if you say so; load it with folded=False and call lightning_tspike.fold"
         )
     with torch.inference_mode(False):
         network = fold(saved.network)[0] if folded else saved.network.eval()

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from ..seeding import run_seed
+from .._seeding import run_seed
 from .samplers import EpochSampler, InOrderSampler, StreamLoader
 from .samples import OnError, Samples, Stream, collate_readable
 

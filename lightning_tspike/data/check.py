@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
-from ..report import new_table, table_text
+from .._tables import new_table, table_text
 from .base import ClassificationDataModule
 from .samples import DataError, Samples, Stream
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from ..seeding import run_seed
+from .._seeding import run_seed
 from .base import ClassificationDataModule
 from .image_sources import Images, ImageSource, Look, StreamSource, find_source
 from .image_transforms import Mixing, evaluation_transform, training_transform

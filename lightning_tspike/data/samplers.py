@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from ..seeding import epoch_seed
+from .._seeding import epoch_seed
 
 __all__ = ["EpochSampler", "InOrderSampler", "StreamLoader"]
 

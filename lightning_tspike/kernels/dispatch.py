@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..plain import is_plain
+from .._plain import is_plain
 from . import loops, native
 from .compiled import compiler
 from .layout import Neuron

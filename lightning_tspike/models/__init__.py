@@ -1,7 +1,16 @@
 """Backbones of our own, registered with timm on import, and the one place where networks are built by name."""
 
 from . import ms_resnet, resnet, sew_resnet, vgg
-from .ann import load_ann
-from .create import NetworkConfig, check_name, create_network
+from .create import check_name, create_network
+from .official import OfficialError, import_official
 
-__all__ = ["NetworkConfig", "check_name", "create_network", "load_ann", "ms_resnet", "resnet", "sew_resnet", "vgg"]
+__all__ = [
+    "OfficialError",
+    "check_name",
+    "create_network",
+    "import_official",
+    "ms_resnet",
+    "resnet",
+    "sew_resnet",
+    "vgg",
+]

@@ -12,9 +12,10 @@ from timm.layers import to_2tuple
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..bounds import MOST_TENSORS, check_frames, plain
-from ..ternarize import SpikingNetwork
-from .create import NetworkConfig, check_name, create_network
+from ..files.bounds import MOST_TENSORS, check_frames, plain
+from ..network.config import NetworkConfig
+from ..network.spiking_network import SpikingNetwork
+from .create import check_name, create_network
 
 __all__ = ["create_within"]
 

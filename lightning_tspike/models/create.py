@@ -4,98 +4,19 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import timm
 from timm.layers import to_2tuple
 
-from .. import functional
-from ..neurons import NEURONS, AmplitudeKind, NeuronOptions, check_options
-from ..ternarize import SpikingNetwork, ternarize
+from ..network.config import NetworkConfig
+from ..network.spiking_network import SpikingNetwork
+from ..network.swapping import ternarize
 
 __all__ = ["NetworkConfig", "create_network"]
 
-_BARRED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 _PARTS = re.compile("[a-z]+|[0-9]+")
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """All that determines a spiking network but its weights. Every value is a primitive that JSON can hold.
-
-    Attributes:
-        backbone: Name of a registered timm model, e.g. ``"resnet34"`` or ``"tspike_resnet_small"``.
-        num_classes: Number of classes K.
-        in_chans: Channels C of an image or a frame; the length F of a vector.
-        timesteps: Number of time steps T.
-        neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
-        amplitude: ``"layer"``, ``"channel"`` or ``"fixed"``; this and the following up to ``surrogate`` as in
-            :class:`lightning_tspike.neurons.SpikingNeuron`.
-        decay: Membrane decay tau that the neurons start with.
-        threshold: Firing threshold theta that the neurons start with.
-        learn_decay: Whether the decay is learned.
-        learn_threshold: Whether the threshold is learned.
-        reset: ``"hard"`` or ``"soft"``.
-        detach_reset: Whether the gradient through the reset is cut.
-        surrogate: Surrogate gradient.
-        freeze_cancelled: As in :func:`lightning_tspike.ternarize.ternarize`.
-        backbone_kwargs: Further arguments of the backbone, e.g. ``{"widths": [32, 64, 128]}``.
-    """
-
-    backbone: str
-    num_classes: int = 1000
-    in_chans: int = 3
-    timesteps: int = 4
-    neuron: str = "ternary_lif"
-    amplitude: AmplitudeKind = "layer"
-    decay: float = functional.DECAY
-    threshold: float = functional.THRESHOLD
-    learn_decay: bool = False
-    learn_threshold: bool = False
-    reset: functional.Reset = "hard"
-    detach_reset: bool = False
-    surrogate: functional.Surrogate = "rectangular"
-    freeze_cancelled: bool = True
-    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("num_classes", "in_chans"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if not isinstance(self.backbone, str):
-            raise ValueError(f"backbone must be the name of a timm model, got {self.backbone!r}")
-        if self.neuron not in NEURONS:
-            raise ValueError(f"neuron must be one of {sorted(NEURONS)}, got {self.neuron!r}")
-        check_options(self.timesteps, **self.neuron_options())
-        if not isinstance(self.freeze_cancelled, bool):
-            raise ValueError(f"freeze_cancelled must be true or false, got {self.freeze_cancelled!r}")
-        # These would make a checkpoint or a config.json fetch or open other files.
-        if barred := sorted(_BARRED & set(self.backbone_kwargs)):
-            raise ValueError(f"backbone_kwargs must not hold {barred}: they load weights from elsewhere")
-        try:
-            json.dumps(self.backbone_kwargs)
-        except TypeError as error:
-            raise ValueError(
-                f"backbone_kwargs must hold only what JSON can hold, got {self.backbone_kwargs!r}: {error}"
-            ) from None
-
-    def neuron_options(self) -> NeuronOptions:
-        """The options that every kind of neuron takes."""
-        return NeuronOptions(
-            amplitude=self.amplitude,
-            decay=self.decay,
-            threshold=self.threshold,
-            learn_decay=self.learn_decay,
-            learn_threshold=self.learn_threshold,
-            reset=self.reset,
-            detach_reset=self.detach_reset,
-            surrogate=self.surrogate,
-        )
 
 
 def create_network(config: NetworkConfig) -> SpikingNetwork:

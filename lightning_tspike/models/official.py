@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bounds import check_tensors
-from ..ternarize import SpikingNetwork
-from ..torch_files import read_torch_file
-from ..weights import unusable
+from ..files.bounds import check_tensors
+from ..files.torch_files import read_torch_file
+from ..files.weights import unusable
+from ..network.config import NetworkConfig
+from ..network.spiking_network import SpikingNetwork
 from .bounded import create_within
-from .create import NetworkConfig
 
 __all__ = ["OfficialError", "import_official"]
 

@@ -1,0 +1,8 @@
+"""What a network does: firing rates, synaptic operations, accuracy, figures, and the report on a run.
+
+The names in ``__init__.pyi`` are imported when they are first used: some need libraries that take seconds to import.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,19 @@
+from .energy import EnergyReport as EnergyReport
+from .energy import LayerEnergy as LayerEnergy
+from .energy import measure_energy as measure_energy
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluate as evaluate
+from .html_report import write_report as write_report
+from .spikes import FiringRate as FiringRate
+from .spikes import firing_rates as firing_rates
+
+__all__ = [
+    "EnergyReport",
+    "Evaluation",
+    "FiringRate",
+    "LayerEnergy",
+    "evaluate",
+    "firing_rates",
+    "measure_energy",
+    "write_report",
+]

@@ -1,0 +1,1 @@
+"""The command line, ``tspike``: a file for each group of commands."""

@@ -1,0 +1,8 @@
+"""Spiking networks: what becomes of a model when its activations become neurons."""
+
+from .config import NetworkConfig
+from .report import NetworkReport, NeuronInfo
+from .spiking_network import SpikingNetwork
+from .swapping import ternarize
+
+__all__ = ["NetworkConfig", "NetworkReport", "NeuronInfo", "SpikingNetwork", "ternarize"]

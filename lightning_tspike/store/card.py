@@ -1,0 +1,82 @@
+"""The model card of a network's folder: what is in it and how to use it, with no figure that was not measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..analysis.measure import Measured
+from ..folding.report import FoldReport
+from ..network.spiking_network import SpikingNetwork
+
+__all__ = ["model_card"]
+
+TEMPLATE = Path(__file__).parent / "templates" / "card.md.jinja"
+
+
+def model_card(
+    network: SpikingNetwork,
+    config: Mapping[str, Any],
+    *,
+    report: FoldReport | None = None,
+    measured: Measured | None = None,
+    name: str | None = None,
+    files: Sequence[str] = (),
+    license: str | None = None,
+    recipe: str | None = None,
+) -> str:
+    """Text of a README.md as the Hugging Face Hub reads it: metadata in YAML, then Markdown.
+
+    Args:
+        network: With a ``config``.
+        config: Contents of ``config.json``.
+        report: What folding did.
+        measured: What was measured; without it the card says that nothing was.
+        name: What ``zoo.load`` will find it by.
+        files: What else is in the folder.
+        license: Of the weights, as the Hub calls it.
+        recipe: Name of the recipe that trained it.
+    """
+    shape: Any = network.config
+    results = None
+    if measured is not None:
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=re.sub("[^a-z0-9]+", "-", measured.dataset.partition("(")[0].lower()).strip("-"),
+                dataset_name=measured.dataset,
+                dataset_split="test",
+                metric_type="accuracy",
+                metric_name=f"top-1 accuracy, {precision} weights",
+                metric_value=round(accuracy, 6),
+            )
+            for precision, accuracy in measured.accuracies.items()
+        ]
+    data = ModelCardData(
+        license=license,
+        library_name="lightning-tspike",
+        pipeline_tag="image-classification",
+        tags=["spiking-neural-network", "ternary-spike"],
+        model_name=(name or shape.backbone).rpartition("/")[2],
+        eval_results=results,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        network=shape,
+        neuron=type(next(iter(network.neurons().values()))).__name__,
+        images=f"[B, {shape.in_chans}, H, W] or frames [B, {shape.timesteps}, {shape.in_chans}, H, W]",
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        config=config,
+        preprocessing=config["preprocessing"],
+        source=name or "PATH_OF_THIS_FOLDER",
+        files=files,
+        fold=str(report) if report is not None else None,
+        measured=measured,
+        recipe=recipe,
+    )
+    return str(card)

@@ -1,0 +1,371 @@
+"""What a training step keeps: the same gradients from less memory."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_tspike import TernarySNNModule, kernels
+from lightning_tspike.analysis.spikes import firing_rates
+from lightning_tspike.callbacks import FiringRateMonitor
+from lightning_tspike.memory.keeping import PackedSpikes
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig, SpikingNetwork, ternarize
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (4, 3), (2, 5, 3, 3), (2, 3, 2, 3, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_packed_spikes_come_back_bit_for_bit(shape: tuple[int, ...], dtype: torch.dtype, per_channel: bool) -> None:
+    if per_channel and len(shape) < 2:
+        pytest.skip("a vector has no channels")
+    amplitude = torch.rand(shape[1] if per_channel else ()) + 0.1
+    a = amplitude.to(dtype).view(-1, *[1] * (len(shape) - 2)) if per_channel else amplitude.to(dtype)
+    spikes = torch.randint(-1, 2, shape).to(dtype) * a
+    if spikes.ndim == 4:
+        spikes = spikes.contiguous(memory_format=torch.channels_last)
+    packed = PackedSpikes(spikes, amplitude)
+    again = packed.unpack()
+    assert torch.equal(again, spikes)
+    assert again.dtype == dtype
+    assert again.stride() == spikes.stride()
+    assert packed.codes.numel() == -(-spikes.numel() // 4)
+    assert packed.codes.dtype == torch.uint8
+
+
+def _step(network: SpikingNetwork, x: torch.Tensor, memory: Any) -> dict[str, torch.Tensor]:
+    """Logits, gradients and buffers after one training step."""
+    network = copy.deepcopy(network)
+    network.memory = memory
+    torch.manual_seed(3)
+    x = x.clone().requires_grad_()
+    logits = network(x)
+    logits.square().sum().backward()
+    gradients = {f"gradient of {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
+    assert gradients
+    return {"logits": logits, "gradient of x": x.grad, **gradients, **dict(network.named_buffers())}
+
+
+NETWORKS = {
+    "tspike_resnet_small": {},
+    "tspike_vgg_small": {},
+    "tspike_sew_resnet18": {"layers": [1, 1], "widths": [8, 16]},
+    "tspike_ms_resnet18": {"layers": [1, 1], "widths": [8, 16]},
+    "resnet18": {},
+    "regnety_002": {},
+    "mobilenetv3_small_050": {"drop_rate": 0.2, "drop_path_rate": 0.2},
+}
+
+
+@pytest.mark.parametrize("backbone", NETWORKS)
+@pytest.mark.parametrize("amplitude", ["layer", "channel"])
+def test_gradients_are_the_same(backbone: str, amplitude: Any) -> None:
+    config = NetworkConfig(backbone, 10, timesteps=2, amplitude=amplitude, backbone_kwargs=NETWORKS[backbone])
+    network = create_network(config).double()
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    results = {memory: _step(network, x, memory) for memory in ("full", "packed", "lean")}
+    for memory in ("packed", "lean"):
+        assert results[memory].keys() == results["full"].keys()
+        for name, want in results["full"].items():
+            torch.testing.assert_close(results[memory][name], want, rtol=1e-12, atol=1e-12, msg=f"{memory}: {name}")
+
+
+@pytest.mark.parametrize("memory", ["packed", "lean"])
+def test_autocast(memory: Any) -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2))
+    x = torch.randn(2, 3, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        want, got = _step(network, x, "full"), _step(network, x, memory)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_frozen_layers_and_frames() -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2)).double()
+    for p in network.model.stages[0].parameters():
+        p.requires_grad_(False)
+    network.model.conv1.requires_grad_(False)
+    network.model.bn1.requires_grad_(False)
+    x = torch.randn(2, 2, 3, 16, 16, dtype=torch.float64)
+    want, got = _step(network, x, "full"), _step(network, x, "lean")
+    assert want.keys() == got.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+class _Kept(nn.Module):
+    """A neuron between two linear layers, which writes to its spikes where it is told to."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.first, self.act, self.second = nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 10, 1)
+        self.writes = writes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        spikes = self.act(self.first(x))
+        if self.writes:
+            with torch.no_grad():
+                spikes.mul_(3.5)
+        return self.second(spikes).mean((2, 3))
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_spikes_that_were_written_to_are_not_packed(writes: bool) -> None:
+    network = ternarize(_Kept(writes), 2, input_size=(3, 4, 4), amplitude="fixed", freeze_cancelled=False).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    want, got = _step(network, x, "full"), _step(network, x, "packed")
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
+
+
+def _kept_bytes(network: SpikingNetwork, x: torch.Tensor) -> int:
+    """Bytes that are held after a forward pass and were not before it."""
+    network(x).sum().backward()  # what is made once is there
+    network.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        loss = network(x).sum()
+    kept = sum(event.self_cpu_memory_usage for event in recorded.key_averages())
+    loss.backward()
+    return kept
+
+
+def test_law_of_memory() -> None:
+    """Against the plain equations: half with packed spikes and a fifth when lean, linear in T and batch."""
+    kept: dict[tuple[str, int, int], int] = {}
+    for timesteps, batch in ((2, 4), (4, 4), (4, 8)):
+        network = create_network(NetworkConfig("resnet18", 10, timesteps=timesteps))
+        x = torch.randn(batch, 3, 64, 64)
+        with kernels.use("reference"):
+            kept["eager", timesteps, batch] = _kept_bytes(network, x)
+        for memory in ("full", "packed", "lean"):
+            network.memory = memory
+            kept[memory, timesteps, batch] = _kept_bytes(network, x)
+    eager = kept["eager", 4, 8]
+    assert kept["full", 4, 8] < 0.7 * eager
+    assert kept["packed", 4, 8] < 0.5 * eager
+    assert kept["lean", 4, 8] < 0.2 * eager
+    for memory in ("full", "packed", "lean"):
+        assert kept[memory, 4, 8] < 2.1 * kept[memory, 4, 4]
+        assert kept[memory, 4, 4] < 2.1 * kept[memory, 2, 4]
+
+
+def _data(count: int = 44, dtype: torch.dtype = torch.float32) -> DataLoader:
+    return DataLoader(TensorDataset(torch.randn(count, 1, 8, 8, dtype=dtype), torch.randint(10, (count,))), 16)
+
+
+def _trainer(folder: Path, **options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", default_root_dir=folder, logger=options.pop("logger", False), enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
+def test_training_is_the_same(tmp_path: Path) -> None:
+    """Weights after some steps, and what a callback counts on the way."""
+    weights, rates = [], []
+    for memory in ("full", "lean"):
+        L.seed_everything(1, verbose=False)
+        module = TernarySNNModule("tspike_resnet_small", 10, 2, in_chans=1, memory=memory, lr=0.01).double()
+        logger = L.pytorch.loggers.CSVLogger(tmp_path / memory)
+        trainer = _trainer(tmp_path, max_epochs=2, logger=logger, callbacks=[FiringRateMonitor(every_n_steps=1)])
+        trainer.fit(module, _data(dtype=torch.float64))
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+        rates.append((Path(logger.log_dir) / "metrics.csv").read_text())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-12, atol=1e-12)
+    header, *lines = rates[0].splitlines()
+    assert "firing_rate" in header
+    assert rates[1].splitlines()[0] == header
+    for ours, theirs in zip(lines, rates[1].splitlines()[1:], strict=True):
+        assert [float(v) for v in ours.split(",") if v] == pytest.approx([float(v) for v in theirs.split(",") if v])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": "small"}, "memory must be one of .*'small'"),
+        ({"memory": "lean", "compile": True}, "memory at 'full'"),
+        ({"memory": "lean", "tmpr_weight": 0.1}, "memory='packed'"),
+        ({"compile": True, "tmpr_weight": 0.1}, "compile=False"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TernarySNNModule("tspike_resnet_small", 10, 2, **options)
+
+
+def test_bad_memory_of_a_network() -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", 10))
+    with pytest.raises(ValueError, match="'small'"):
+        network.memory = "small"
+    assert network.memory == "full"
+
+
+def test_weights_that_were_changed_before_backward_are_refused() -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2))
+    network.memory = "lean"
+    loss = network(torch.randn(2, 3, 16, 16)).sum()
+    with torch.no_grad():
+        for p in network.model.stages[1].parameters():
+            p.mul_(1.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_nothing_is_left_behind_by_an_error() -> None:
+    """A forward pass that fails in the middle of a lean block."""
+    network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2))
+    network.memory = "lean"
+    x = torch.randn(2, 3, 16, 16)
+    with pytest.raises(RuntimeError):
+        network(torch.randn(2, 3, 16, 16, dtype=torch.complex64))
+    hook = network.model.stages[1][0].conv2.register_forward_pre_hook(lambda _m, args: (args[0][:, :3],))
+    with pytest.raises(RuntimeError):
+        network(x)
+    hook.remove()
+    assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
+    assert not [name for name, module in network.named_modules() if module._forward_hooks]
+    network(x).sum().backward()
+
+
+def test_compiled(tmp_path: Path) -> None:
+    """Fit and validate with a smaller last batch: no graph breaks, and after the first epoch nothing is compiled."""
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    graphs: list[int] = []
+
+    class Count(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            graphs.append(counters["stats"]["unique_graphs"])
+
+    small = {"layers": [1], "widths": [4]}
+    module = TernarySNNModule("tspike_vgg11", 10, 2, in_chans=1, compile=True, sched="none", backbone_kwargs=small)
+    trainer = _trainer(tmp_path, max_epochs=3, callbacks=[Count()])
+    trainer.fit(module, _data(), _data())
+    assert not counters["graph_break"]
+    assert graphs[0] > 0, "nothing was compiled"
+    assert graphs[1:] == graphs[:1] * 2
+    # an uncompiled copy computes the same, and a compiled network can still be looked into
+    x = torch.randn(16, 1, 8, 8)
+    module.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), copy.deepcopy(module)(x))
+    with firing_rates(module.network) as rates, torch.no_grad():
+        module(x)
+    assert set(rates) == set(module.network.neurons())
+
+
+def test_compile_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    module = TernarySNNModule("tspike_resnet_small", 10, 1, in_chans=1, compile=True, sched="none")
+    with pytest.warns(UserWarning, match="no compiler"):
+        _trainer(tmp_path, max_steps=1).fit(module, _data(16))
+
+
+class _Block(nn.Module):
+    """A block of layers that gives a pair, of its spikes and of how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        spikes = self.act(scale * self.conv(x))
+        return spikes, spikes.abs().mean()
+
+
+class _Odd(nn.Module):
+    """Blocks that give pairs, are called twice, share a layer with the stem, or begin by writing to their input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+        self.pairs = _Block()
+        self.shared = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), self.norm, self.act, nn.Dropout(0.3))
+        self.writing = nn.Sequential(nn.Dropout(0.3, inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.norm(self.stem(x)))
+        x, rate = self.pairs(x, scale=2.0)
+        x, again = self.pairs(x)
+        return self.fc(self.writing(self.shared(x)).mean((2, 3))) * (1 + rate + again)
+
+
+def _odd(timesteps: int = 3) -> tuple[SpikingNetwork, torch.Tensor]:
+    network = ternarize(_Odd(), timesteps, input_size=(3, 8, 8), freeze_cancelled=False).double()
+    return network, torch.randn(4, 3, 8, 8, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("memory", ["packed", "lean"])
+def test_odd_blocks(memory: Any) -> None:
+    network, x = _odd()
+    want, got = _step(network, x, "full"), _step(network, x, memory)
+    assert want.keys() == got.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_hooks_on_parameters_are_called_once() -> None:
+    network, x = _odd()
+    calls: list[str] = []
+    for name, parameter in network.named_parameters():
+        parameter.register_hook(lambda _grad, name=name: calls.append(name))
+    network.memory = "lean"
+    network(x).sum().backward()
+    assert sorted(calls) == sorted(name for name, _ in network.named_parameters())
+
+
+def test_images_and_frames_before_one_backward_pass() -> None:
+    network, images = _odd()
+    frames = torch.randn(2, 2, 3, 8, 8, dtype=torch.float64)
+    gradients = []
+    for memory in ("full", "lean"):
+        network.memory = memory
+        torch.manual_seed(2)
+        loss = network(images).square().sum() + network(frames).sum() + network(images, timesteps=2).sum()
+        gradients.append(torch.autograd.grad(loss, list(network.parameters())))
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("memory", ["packed", "lean"])
+def test_with_checkpointing_of_timm(memory: Any) -> None:
+    network = create_network(NetworkConfig("resnet18", 10, timesteps=2)).double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    want = _step(network, x, "full")
+    network.model.set_grad_checkpointing()
+    got = _step(network, x, memory)
+    # timm's checkpoints move running statistics twice, whoever keeps what
+    for name in (name for name in want if "running" not in name and "num_batches" not in name):
+        torch.testing.assert_close(got[name], want[name], rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_lean_refuses_what_would_be_computed_otherwise() -> None:
+    network, x = _odd()
+    network.memory = "lean"
+    loss = network(x).sum()
+    network.eval()
+    with pytest.raises(RuntimeError, match=r"train\(\) or eval\(\) was called in between"):
+        loss.backward()
+    other = {name: (2 * p.detach()).requires_grad_() for name, p in network.named_parameters()}
+    loss = torch.func.functional_call(network.train(), other, (x,)).sum()
+    with pytest.raises(RuntimeError, match="their parameters are other ones now"):
+        loss.backward()
+
+
+def test_packed_refuses_weights_that_were_changed() -> None:
+    network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2))
+    network.memory = "packed"
+    loss = network(torch.randn(2, 3, 16, 16)).sum()
+    with torch.no_grad():
+        network.model.stages[1][0].conv2.weight.mul_(1.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

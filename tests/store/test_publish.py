@@ -1,0 +1,179 @@
+"""From a checkpoint to a folder that can be published: what is refused, what the card says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lightning_tspike import zoo
+from lightning_tspike.cli.main import main
+from lightning_tspike.data import DigitsDataModule
+from lightning_tspike.files.weights import FILES, file_facts
+from lightning_tspike.store.folder import FolderError, read_folder
+from lightning_tspike.store.manifest import seal
+from lightning_tspike.store.publish import VerificationError, prepare, verify
+
+ENTRY = Path(zoo.__file__).parent / "weights" / "tspike-digits"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder ready to be published, without figures."""
+    return prepare(ENTRY, tmp_path / "net")
+
+
+def change(folder: Path, spoil: Callable[[dict[str, Any]], None], file: str) -> None:
+    """Change weights and mend all checksums, as somebody would who mixes files of two trainings."""
+    weights = load_file(folder / file)
+    spoil(weights)
+    save_file(weights, folder / file)
+    home = (folder / file).parent
+    config = json.loads((home / "config.json").read_text())
+    precision = next(known for known, name in FILES.items() if name == Path(file).name)
+    config["weights"][precision] = file_facts(folder / file)
+    (home / "config.json").write_text(json.dumps(seal(config)))
+    if home != folder:
+        outer = json.loads((folder / "config.json").read_text())
+        outer["unfolded"] = seal(config)["sha256"]
+        (folder / "config.json").write_text(json.dumps(seal(outer)))
+
+
+def nudge(weights: dict[str, Any]) -> None:
+    weights["fc.bias"] += 0.1
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("model.int8.safetensors", r"the int8 weights are no rounding of the others: fc\.bias differs"),
+        ("model.bfloat16.safetensors", r"the bfloat16 weights are no rounding of the others: fc\.bias differs"),
+        ("unfolded/model.safetensors", r"folding unfolded/ gives other weights: fc\.bias differs"),
+    ],
+)
+def test_files_that_do_not_agree(folder: Path, file: str, message: str) -> None:
+    assert len(verify(folder)) == 4
+    change(folder, nudge, file)
+    with pytest.raises(VerificationError, match=message):
+        verify(folder)
+
+
+def test_weights_that_fail_are_not_published(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "label_names": None}))
+    with pytest.raises(FolderError, match="was changed after it was written"):
+        zoo.publish(folder, "tester/net", folder=tmp_path / "out", dry_run=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_card(tmp_path: Path) -> None:
+    """Figures of the weights that were read back, with the command that measures them again."""
+    data = DigitsDataModule(batch_size=60)
+    written, publication = zoo.publish(
+        ENTRY, "tester/my-digits", data=data, recipe="digits", folder=tmp_path / "out", license="mit"
+    )
+    assert publication is None
+    card = ModelCard.load(written / "README.md")
+    assert card.data.license == "mit"
+    assert card.data.model_name == "my-digits"
+    figures = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert set(figures) == {f"top-1 accuracy, {precision} weights" for precision in FILES}
+    assert all(value >= 0.97 for value in figures.values())
+    assert "Measured by `tspike zoo verify tester/my-digits --recipe digits`" in card.text
+    assert 'zoo.load("tester/my-digits")' in card.text
+    assert "7 of 7 amplitudes folded" in card.text
+    assert "synaptic operations" in card.text
+    for name in ("firing_rates.png", "amplitudes.png"):
+        with Image.open(written / name) as picture:
+            assert picture.size[0] > 300
+    before = {path.name: path.read_bytes() for path in written.iterdir() if path.is_file()}
+    zoo.publish(ENTRY, "tester/my-digits", data=data, recipe="digits", folder=written, license="mit")
+    assert {path.name: path.read_bytes() for path in written.iterdir() if path.is_file()} == before
+    plain = prepare(ENTRY, tmp_path / "plain")
+    assert "Not measured here" in (plain / "README.md").read_text()
+    assert ModelCard.load(plain / "README.md").data.eval_results is None
+
+
+def test_figures_need_a_source(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="say which dataset was measured, and by which command"):
+        zoo.publish(ENTRY, "tester/net", data=DigitsDataModule(), folder=tmp_path / "out")
+
+
+def run(*words: str) -> None:
+    main(list(words))
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("zoo", "info", "tspike-digits")
+    assert zoo.info("tspike-digits").sha256 in capsys.readouterr().out
+    run("zoo", "load", "tspike-digits")
+    assert "tspike_resnet_small, T = 4, 10 classes" in capsys.readouterr().out
+    run("zoo", "card", "tspike-digits")
+    assert "model-index" in capsys.readouterr().out
+    run("zoo", "verify", "tspike-digits", "--recipe", "digits", "--data.batch_size=90")
+    printed = capsys.readouterr().out
+    assert "the unfolded network folds to them" in printed
+    assert f"float32: test accuracy {100 * zoo.info('tspike-digits').metrics['test/acc1']:.2f} %" in printed
+    run("zoo", "publish", str(ENTRY), "tester/net", "--folder", "out")
+    assert "nothing was published" in capsys.readouterr().out
+    assert read_folder("out")
+    run("zoo", "list", "--status", "planned")
+    printed = capsys.readouterr().out
+    assert "tspike-resnet34-imagenet" in printed
+    assert "tspike-digits" not in printed
+
+
+def test_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Image files with the entry's own preprocessing and labels."""
+    from sklearn.datasets import load_digits
+
+    monkeypatch.chdir(tmp_path)
+    digits = load_digits()
+    for i in (0, 1, 2):
+        image = Image.fromarray((digits.images[i] * 255 / 16).round().astype("uint8"))
+        image.convert("RGB").save(f"digit{i}.png")
+    run("predict", "--model", "tspike-digits", "digit0.png", "digit1.png", "digit2.png")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" digit")]
+    assert [row[:2] for row in rows] == [["digit0.png", "0"], ["digit1.png", "1"], ["digit2.png", "2"]]
+    assert all(0.5 < float(row[2]) <= 1 for row in rows)
+    run("predict", "--model", "tspike-digits", "--top", "3", "digit0.png")
+    assert capsys.readouterr().out.count("digit0.png") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["zoo", "load", "tspike-digit"], "no entry 'tspike-digit'; did you mean 'tspike-digits'"),
+        (["zoo", "load", "tspike-resnet34-imagenet"], "is planned"),
+        (["zoo", "load", "./nowhere"], "there is no folder"),
+        (["zoo", "verify", "tspike-digits", "--recipe", "digit"], "did you mean 'digits'"),
+        (["predict", "--model", "tspike-digits", "none.png"], "none.png cannot be read as an image"),
+        (["predict", "--model", "tspike-digits", "text.png"], "text.png cannot be read as an image"),
+        (["predict", "--model", "tspike-nmnist", "text.png"], "classifies recordings of event cameras, not images"),
+        (["zoo", "publish", "text.png", "tester/net"], "is damaged or not a Lightning checkpoint"),
+    ],
+)
+def test_mistakes_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.png").write_text("no image")
+    with pytest.raises(SystemExit) as caught:
+        run(*words)
+    assert message in str(caught.value)
+
+
+def test_unfolded_checkpoint_is_folded(tmp_path: Path) -> None:
+    """A folder that is not folded yet is, and its own weights go to unfolded/."""
+    written, _ = zoo.publish(ENTRY / "unfolded", "tester/net", folder=tmp_path / "out")
+    x = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(zoo.load(written)(x), zoo.load("tspike-digits")(x))
+    assert torch.equal(zoo.load(written, folded=False)(x), zoo.load("tspike-digits", folded=False)(x))

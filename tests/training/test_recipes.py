@@ -1,0 +1,167 @@
+"""Recipes on real data by the command line, cut short; and what `tspike data check` says of the data."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
+from lightning_tspike import TernarySNNModule, zoo
+from lightning_tspike.callbacks import FoldExport
+from lightning_tspike.data import DigitsDataModule
+from lightning_tspike.folding import fold
+from lightning_tspike.store.checkpoint import read_checkpoint
+
+
+def unpack(archive: Path, folder: Path, pattern: str, limit: int) -> None:
+    """The first ``limit`` files of each folder in a zip file whose names match."""
+    taken: dict[str, int] = {}
+    with zipfile.ZipFile(archive) as file:
+        for name in sorted(file.namelist()):
+            parent = name.rpartition("/")[0]
+            if re.search(pattern, name) and taken.get(parent, 0) < limit:
+                taken[parent] = taken.get(parent, 0) + 1
+                file.extract(name, folder)
+
+
+@pytest.fixture
+def tiny_imagenet(shared: Callable[[str], Path], tmp_path: Path) -> Path:
+    unpack(shared("data/tiny_imagenet_20.zip"), tmp_path, r"\.JPEG$", 4)
+    return tmp_path / "tiny_imagenet_20"
+
+
+@pytest.fixture
+def nmnist(shared: Callable[[str], Path], tmp_path: Path) -> Path:
+    unpack(shared("data/nmnist_small.zip"), tmp_path, r"\.bin$", 5)
+    return tmp_path
+
+
+@pytest.fixture
+def cifar10(shared: Callable[[str], Path], tmp_path: Path) -> Path:
+    with np.load(shared("data/cifar10/cifar10_test.npz")) as file:
+        for split, part in (("train", slice(0, 400)), ("test", slice(400, 500))):
+            np.savez(tmp_path / f"{split}.npz", x=file["x"][part], y=file["y"][part], classes=file["classes"])
+    return tmp_path
+
+
+def fit(tspike: Callable[..., Any], recipe: str, root: Path, *changes: str) -> None:
+    """Train by a recipe for a few steps, as a user would."""
+    words = [f"--data.root={root}", "--data.batch_size=8", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    limits = [f"--trainer.limit_{part}_batches=2" for part in ("train", "val", "test")]
+    result = tspike("fit", "--config", recipe, *words, *limits, *changes)
+    assert result.status is None, result.stderr
+    unfolded, folded, count = re.search(
+        r"unfolded ([\d.]+) %, folded ([\d.]+) % \((\d+) images", result.stdout
+    ).groups()
+    assert unfolded == folded
+    assert count == "16"
+
+
+def test_fashion_mnist(tspike: Callable[..., Any], shared: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "FashionMNIST").symlink_to(shared("data/fashion_mnist/FashionMNIST"))
+    raw = tmp_path / "unpacked/FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for file in (tmp_path / "FashionMNIST/raw").iterdir():  # torchvision unpacks beside the archives
+        (raw / file.name).symlink_to(file.resolve())
+    fit(tspike, "fashion_mnist", tmp_path / "unpacked", "--data.download=true")
+
+
+def test_cifar10(tspike: Callable[..., Any], cifar10: Path) -> None:
+    fit(tspike, "cifar10_small", cifar10, "--data.dataset=npz", "--data.val_images=50")
+
+
+def test_tiny_imagenet(tspike: Callable[..., Any], tiny_imagenet: Path) -> None:
+    small = ["--model.backbone=tspike_resnet_small", "--model.backbone_kwargs={}"]
+    fit(tspike, "tiny_imagenet", tiny_imagenet, "--model.num_classes=20", "--data.num_workers=1", *small)
+
+
+def test_nmnist(tspike: Callable[..., Any], nmnist: Path) -> None:
+    fit(tspike, "nmnist", nmnist, "--model.backbone_kwargs={layers: [1, 1], widths: [4, 8]}")
+
+
+def test_check_of_good_data(tspike: Callable[..., Any], nmnist: Path) -> None:
+    result = tspike("data", "check", "nmnist", f"--data.root={nmnist}", "--data.val_share=0.2")
+    assert result.status is None, result.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
+    assert rows["train"][:2] == ["40", "4x2x34x34"]
+    assert rows["val"][0] == "10"
+    assert rows["test"][0] == "47"  # the sample has two test recordings of the digit 8
+    assert rows["train"][-1] == rows["test"][-1] == "0"
+    assert float(rows["train"][-2]) > 0  # milliseconds
+    assert rows["9"] == ["9", "-", "nine", "4", "1", "5"]
+
+
+def test_check_names_what_cannot_be_read(tspike: Callable[..., Any], tiny_imagenet: Path) -> None:
+    broken = sorted((tiny_imagenet / "train").rglob("*.JPEG"))[7]
+    broken.write_bytes(broken.read_bytes()[:500])
+    result = tspike("data", "check", "tiny_imagenet", f"--data.root={tiny_imagenet}")
+    assert result.status == 1
+    assert f"{broken} cannot be read" in result.stdout
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line.strip()}
+    assert (rows["train"][0], rows["train"][-1]) == ("79", "1")
+    assert (rows["val"][0], rows["val"][-1]) == ("80", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nmnst"], "there is no recipe 'nmnst'; did you mean 'nmnist'"),
+        (
+            ["nmnist", "--data.root=nowhere"],
+            r"no training recordings of NMNIST in .*nowhere/NMNIST: expected NMNIST/Train/DIGIT/\*\.bin",
+        ),
+        (["fashion_mnist", "--data.root=nowhere"], "train-images-idx3-ubyte"),
+        (["digits", "--data.batch_size=0"], "batch_size must be at least 1, got 0"),
+        (["empty.yaml"], "empty.yaml has no section 'data'"),
+    ],
+)
+def test_check_explains_mistakes(tspike: Callable[..., Any], tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "empty.yaml").write_text("model: {}\n")
+    result = tspike("data", "check", *words)
+    assert re.search(message, str(result.status) + result.stderr), result
+
+
+def test_averaged_weights_are_what_is_saved_and_folded(tmp_path: Path) -> None:
+    """As in the modern recipes: the checkpoint and its folded copy hold the average, not the last step."""
+    L.seed_everything(3, verbose=False)
+    module = TernarySNNModule(
+        "tspike_resnet_small", num_classes=10, in_chans=1, timesteps=2, backbone_kwargs={"layers": [1], "widths": [4]}
+    )
+    average, export = EMAWeightAveraging(decay=0.9), FoldExport(on_error="raise")
+    keep = ModelCheckpoint(tmp_path, "last", monitor=None)
+    trainer = L.Trainer(
+        max_epochs=2,
+        limit_train_batches=5,
+        limit_val_batches=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[keep, average, export],
+    )
+    weights = []
+
+    class _Spy(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: object) -> None:
+            weights.append({name: p.detach().clone() for name, p in pl_module.network.named_parameters()})
+
+    trainer.callbacks.append(_Spy())
+    trainer.fit(module, DigitsDataModule(batch_size=32))
+    mean = weights[0]
+    for step in weights[1:]:
+        mean = {name: 0.9 * mean[name] + 0.1 * step[name] for name in mean}
+    saved = read_checkpoint(keep.best_model_path).network
+    for name, parameter in saved.named_parameters():
+        torch.testing.assert_close(parameter, mean[name], rtol=1e-4, atol=1e-5)
+        if name.endswith("conv1.weight"):
+            assert not torch.allclose(parameter, weights[-1][name], rtol=1e-3, atol=1e-4)
+    x = torch.randn(4, 1, 8, 8)
+    expected = fold(saved.eval())[0]
+    torch.testing.assert_close(zoo.load(export.folders[Path(keep.best_model_path)])(x), expected(x))
