@@ -6,15 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def run(module: str, *words: str) -> str:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", f"benchmarks.{module}", *words]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
+@pytest.mark.slow
 def test_hostile_folders_are_refused() -> None:
     out = run("hostile_folders", "180", "7")
     assert "180 folders, 0 faults" in out
@@ -23,6 +26,7 @@ def test_hostile_folders_are_refused() -> None:
     assert "beside: the same" in out
 
 
+@pytest.mark.slow
 def test_hostile_checkpoints_imports_and_transforms_are_refused() -> None:
     out = run("hostile", "72", "7", "hostile_checkpoints", "hostile_imports", "hostile_transforms")
     assert "72 checkpoints, imports, transforms, 0 faults" in out
@@ -34,6 +38,7 @@ def test_hostile_checkpoints_imports_and_transforms_are_refused() -> None:
         assert f"transforms, {kind}: refused" in out
 
 
+@pytest.mark.slow
 def test_hostile_run_folders_give_a_page_or_are_refused() -> None:
     out = run("hostile_runs", "9", "7")
     assert "9 run folders, 0 faults" in out

@@ -170,6 +170,7 @@ def keep_folder(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_kill_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
     """Processes that write two networks to one folder in turn, killed at random moments by SIGKILL."""
     script = textwrap.dedent("""
@@ -272,6 +273,7 @@ def test_shards_are_refused(tmp_path: Path) -> None:
         fit(tmp_path, [keep, FoldExport()], module=_Sharded(**TINY), strategy=ModelParallelStrategy(), devices=1)
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """DDP by gloo with every callback: one folder for each checkpoint, every number logged once, and it ends."""
     script = tmp_path / "train.py"

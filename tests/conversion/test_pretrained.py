@@ -116,6 +116,7 @@ def test_a_second_fit_goes_on_from_the_first(tmp_path: Path, weights: Path) -> N
     assert all(torch.equal(p, first[name]) for name, p in module.named_parameters())
 
 
+@pytest.mark.slow
 def test_all_processes_start_alike(tmp_path: Path, weights: Path) -> None:
     """Two processes by DDP, whose first batches differ."""
     script = tmp_path / "train.py"
@@ -150,6 +151,7 @@ def test_all_processes_start_alike(tmp_path: Path, weights: Path) -> None:
     assert not torch.equal(first["network.model.fc.weight"], start["fc.weight"])
 
 
+@pytest.mark.slow
 def test_timm_fetches_pretrained_weights_from_the_hub(tmp_path: Path) -> None:
     """Through the Hub's client and its cache on disk, which holds weights made here under a model's true name."""
     name, classes = "resnet10t.c3_in1k", 1000

@@ -135,6 +135,7 @@ def test_samplers_share_samples_out(processes: int) -> None:
     assert sum(map(len, in_order)) == 32
 
 
+@pytest.mark.slow
 def test_two_processes_see_each_sample_once(tmp_path: Path) -> None:
     """Training, validation and test under DDP: 31 samples in batches of 4 on two processes."""
     images = np.arange(31, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)

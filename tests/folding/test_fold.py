@@ -37,9 +37,25 @@ BACKBONES: dict[str, dict[str, object]] = {
     "repvgg_a0": {},  # batch norm in the shortcuts
 }
 
+LARGE = {
+    (backbone, "layer")
+    for backbone in (
+        *("resnet34", "resnet50", "resnetblur50", "resnext50_32x4d"),
+        *("vgg16_bn", "vgg16", "densenet121", "seresnet50"),
+    )
+}
 
-@pytest.mark.parametrize("amplitude", ["layer", "channel"])
-@pytest.mark.parametrize("backbone", BACKBONES)
+
+@pytest.mark.parametrize(
+    ("backbone", "amplitude"),
+    [
+        pytest.param(
+            backbone, amplitude, marks=[pytest.mark.slow] if amplitude == "layer" and backbone in LARGE else []
+        )
+        for backbone in BACKBONES
+        for amplitude in ("layer", "channel")
+    ],
+)
 def test_folded_equals_unfolded(lively: Callable[..., SpikingNetwork], backbone: str, amplitude: str) -> None:
     network = lively(backbone, num_classes=10, timesteps=2, amplitude=amplitude, backbone_kwargs=BACKBONES[backbone])
     # hrnet calls one activation with several numbers of channels: its one amplitude meets amplitudes per channel
@@ -118,7 +134,7 @@ def test_anti_aliasing_average_pools_become_integer_sums(lively: Callable[..., S
     assert summed.addition_only > plain.addition_only
 
 
-@pytest.mark.parametrize("amplitude", ["layer", "channel"])
+@pytest.mark.parametrize("amplitude", ["channel", pytest.param("layer", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("backbone", "merged"),
     [("tspike_resnet_small", 9), ("resnet50", 53), ("regnetx_002", 44), ("densenet121", 59), ("vgg16", 0)],

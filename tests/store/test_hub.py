@@ -133,6 +133,7 @@ def put(hub: Any, repo_id: str, folder: Path) -> str:
     return repository.commit("main", repository.branches.get("main"), "made for the test", files)
 
 
+@pytest.mark.slow
 def test_round_trip(tmp_path: Path, expected: torch.Tensor) -> None:
     """Published, loaded in a fresh process with an empty cache, and again when there is no server any more."""
     name = "tester/digits"
