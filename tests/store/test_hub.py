@@ -35,7 +35,7 @@ import json, sys, traceback
 from pathlib import Path
 import torch
 from lightning_tspike import TernarySNNModule, zoo
-from lightning_tspike.hub import HubError
+from lightning_tspike.store.hub import HubError
 entry = Path(zoo.__file__).parent / "weights" / "tspike-digits"
 
 def load(name, **options):
