@@ -1,0 +1,102 @@
+"""The recipes of docs/contributing.md, followed in modules of their own: one file, one line in a table."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+import torch
+from lightning import Trainer
+
+import lightning_tspike as lt
+from lightning_tspike.data.image_sources import SOURCES
+from lightning_tspike.neurons import NEURONS
+from lightning_tspike.store.folder import read_folder, write_folder
+
+NEURON = '''
+    """Ternary neurons that look at the present alone."""
+
+    from lightning_tspike import functional
+    from lightning_tspike.neurons import TernaryLIF
+
+
+    class Forgetful(TernaryLIF):
+        """Ternary neurons without any memory: tau = 0."""
+
+        def __init__(self, timesteps, *, channels=None, **options):
+            super().__init__(timesteps, channels=channels, **{**options, "decay": 0.0})
+'''
+
+SOURCE = '''
+    """Stripes: upright or level."""
+
+    import numpy as np
+    from PIL import Image
+
+    from lightning_tspike.data.image_sources import ImageSource, Look
+
+
+    class Striped:
+        classes = ("upright", "level")
+
+        def __init__(self, length):
+            self.length = length
+
+        def __len__(self):
+            return self.length
+
+        def __getitem__(self, index):
+            picture = np.zeros((8, 8), dtype=np.uint8)
+            picture[index // 2 % 2 :: 2] = 255
+            return Image.fromarray(picture if index % 2 else picture.T), index % 2
+
+        def filename(self, index):
+            return f"stripes {index}"
+
+
+    class Stripes(ImageSource):
+        """Made up as they are read."""
+
+        def __init__(self, dataset, root):
+            super().__init__(dataset, root)
+            self.look = Look((1, 8, 8), (0.5,), (0.5,), crop_padding=0, hflip=0.0)
+
+        def open(self, split):
+            return Striped(96 if split == "train" else 32)
+'''
+
+
+def module(name: str, text: str) -> types.ModuleType:
+    made = types.ModuleType(name)
+    sys.modules[name] = made
+    exec(compile(dedent(text), f"{name}.py", "exec"), made.__dict__)
+    return made
+
+
+def test_a_neuron(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(NEURONS, "forgetful", module("forgetful", NEURON).Forgetful)
+    config = lt.NetworkConfig("tspike_resnet_small", num_classes=3, in_chans=1, timesteps=2, neuron="forgetful")
+    network = lt.models.create_network(config).eval()
+    frames = torch.randn(4, 2, 1, 8, 8)
+    steps = network(frames, per_step=True)
+    assert torch.equal(steps, network(frames.flip(1), per_step=True).flip(0))  # no step knows of another
+    lif = lt.models.create_network(lt.NetworkConfig("tspike_resnet_small", num_classes=3, in_chans=1, timesteps=2))
+    lif.load_state_dict(network.state_dict())
+    assert not torch.equal(steps, lif.eval()(frames, per_step=True))
+    folded, report = lt.fold(network, frames)
+    assert not report.kept
+    write_folder(tmp_path / "net", folded)
+    torch.testing.assert_close(read_folder(tmp_path / "net")[0](frames), network(frames))
+
+
+def test_a_data_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(SOURCES, "stripes", module("stripes", SOURCE).Stripes)
+    data = lt.data.ImageDataModule("stripes", str(tmp_path), batch_size=16, val_images=16)
+    net = lt.TernarySNNModule("tspike_resnet_small", num_classes=2, in_chans=1, timesteps=2, lr=0.05)
+    trainer = Trainer(max_epochs=10, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(net, data)
+    assert trainer.test(net, data, verbose=False)[0]["test/acc1"] > 0.9
+    assert data.preprocessing["input_size"] == [1, 8, 8]
