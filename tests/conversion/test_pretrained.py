@@ -166,7 +166,7 @@ def test_timm_fetches_pretrained_weights_from_the_hub(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import torch
         from lightning_tspike import TernarySNNModule
-        from lightning_tspike.models import load_ann
+        from lightning_tspike.conversion import load_ann
 
         source = torch.load("source.pt")
         for classes in (1000, 7):  # the classifier of 7 classes is fresh
