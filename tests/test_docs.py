@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -16,3 +17,24 @@ def test_python_blocks_run(page: str) -> None:
     assert blocks
     for block in blocks:
         exec(compile(block, page, "exec"), {})
+
+
+def test_readme_blocks_run() -> None:
+    text = (ROOT / "README.md").read_text()
+    load, train, fold = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    known: dict[str, object] = {"images": torch.rand(2, 1, 8, 8)}
+    exec(load, known)
+    assert known["logits"].shape == (2, 10)
+    fit = "Trainer(max_epochs=90, callbacks=callbacks).fit(module, data)"
+    assert fit in train  # that takes days; all before it must work
+    exec(train.replace(fit, ""), {})
+    exec(fold.replace("resnet18", "test_resnet"), known)
+    assert known["report"].kept == []
+
+
+def test_readme_is_short_and_its_links_lead_somewhere() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
