@@ -48,7 +48,7 @@ def _is_explained(error: Exception) -> bool:
     # by name, because torch and Lightning are slow to import, and not every command needs them
     if isinstance(error, OSError) or type(error).__name__ in ("MisconfigurationException", "OutOfMemoryError"):
         return True
-    return type(error).__module__.startswith(f"{__package__}.") or _is_raised_here(error)
+    return type(error).__module__.startswith("lightning_tspike.") or _is_raised_here(error)
 
 
 def _is_raised_here(error: Exception) -> bool:
