@@ -84,7 +84,7 @@ def test_folder_knows_the_preprocessing(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path / "checkpoints", "best")
     fit(tmp_path, [keep, FoldExport()])
     _, config = read_folder(tmp_path / "checkpoints" / "best.folded")
-    assert config["preprocessing"] == DigitsDataModule().preprocessing
+    assert config.preprocessing.to_dict() == DigitsDataModule().preprocessing
 
 
 def test_checkpoints_between_validations(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_kill_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
     script = textwrap.dedent("""
         import os, random, signal, time, torch
         from lightning_tspike.fold import fold
-        from lightning_tspike.folder import read_folder, write_folder
+        from lightning_tspike.store.folder import read_folder, write_folder
         from lightning_tspike.models import NetworkConfig, create_network
 
         torch.set_num_threads(1)  # threads do not survive a fork
