@@ -129,7 +129,7 @@ class FoldExport(Callback):
         if best is None:
             rank_zero_warn(f"nothing was published to {repo_id}: there is no best checkpoint")
             return
-        from ..zoo import publish
+        from ..store.publish import publish  # what it needs takes long to import
 
         try:
             publish(best, repo_id, dry_run=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TypeVar
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
+from ..files.atomic import whole_file
 from . import figures
 from .energy import EnergyReport, LayerEnergy, energy_row
 from .run_logs import ReportError, Series, read_json, read_logs
@@ -70,19 +70,10 @@ def write_report(run: str | Path, output: str | Path | None = None) -> Path:
         ) from error
     notes = [f"{logs.skipped:,} values at steps that are not finite are left out."] if logs.skipped else []
     template = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("report.html.jinja")
-    _write(output, template.render(run=run.resolve(), sections=sections, notes=notes, most_rows=ROWS))
+    page = template.render(run=run.resolve(), sections=sections, notes=notes, most_rows=ROWS)
+    with whole_file(output, foreseeable=False) as stream:
+        stream.write(page.encode(errors="replace"))
     return output
-
-
-def _write(file: Path, page: str) -> None:
-    """The whole page or none, through a new file whose name nobody can foresee."""
-    scratch = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    try:
-        with scratch.open("x", encoding="utf-8", errors="replace") as stream:
-            stream.write(page)
-        os.replace(scratch, file)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _curves(_run: Path, scalars: Series) -> Iterator[_Section]:

@@ -97,16 +97,10 @@ def _fold(words: Sequence[str]) -> None:
     if output.exists() and output.resolve() == options.checkpoint.resolve():
         parser.error(f"{output} is the folder to be read; name another one with --output")
 
-    from ..store.checkpoint import read_checkpoint  # these import torch
-    from ..store.folder import read_folder
+    from ..store.source import open_path  # imports torch
 
-    if options.checkpoint.is_dir():
-        network, config = read_folder(options.checkpoint)
-        facts = {key: config[key] for key in ("preprocessing", "label_names")}
-    else:
-        saved = read_checkpoint(options.checkpoint)
-        network = saved.network
-        facts = {"preprocessing": saved.preprocessing, "label_names": saved.label_names}
+    network, preprocessing, label_names = open_path(options.checkpoint).read_saved()
+    facts = {"preprocessing": preprocessing, "label_names": label_names}
     _write_folded(network, output, facts, integer_pools=options.integer_pools, merge_bn=options.merge_bn)
 
 

@@ -108,23 +108,29 @@ def _info(options: argparse.Namespace, _changes: Sequence[str]) -> None:
 
 
 def _load(options: argparse.Namespace, _changes: Sequence[str]) -> None:
-    network, config = zoo.load_with_config(options.name)
-    print(f"{options.name}: {config['network']['backbone']}, T = {network.timesteps}, {network.num_classes} classes")
-    if not Path(options.name).is_file():
-        print(f"folder: {zoo.find(options.name)[0]}")
+    from ..store.source import CheckpointSource, open_source
+
+    source = open_source(options.name)
+    network, manifest = source.read()
+    print(f"{options.name}: {manifest.network.backbone}, T = {network.timesteps}, {network.num_classes} classes")
+    if not isinstance(source, CheckpointSource):
+        print(f"folder: {source.fetch('weights')[0]}")
 
 
 def _card(options: argparse.Namespace, _changes: Sequence[str]) -> None:
     from ..store.folder import CARD
+    from ..store.source import open_source
 
-    print(zoo.find(options.name, needs="card")[0].joinpath(CARD).read_text(encoding="utf-8"))
+    folder, _ = open_source(options.name).fetch("card")
+    print(folder.joinpath(CARD).read_text(encoding="utf-8"))
 
 
 def _verify(options: argparse.Namespace, changes: Sequence[str]) -> None:
-    from ..store.publish import remeasure, verify
+    from ..store.publish import remeasure, verify_folder
+    from ..store.source import open_source
 
-    folder, sha256 = zoo.find(options.name, needs="all")
-    for line in verify(folder, sha256=sha256):
+    folder, manifest = open_source(options.name).fetch("all")
+    for line in verify_folder(folder, manifest):
         print(line)
     if options.recipe:
         data = recipe_data(options.recipe, changes)
@@ -165,11 +171,14 @@ def _predict(options: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    network, config = zoo.load_with_config(options.model)
-    transform = zoo.transform_of(config["preprocessing"], options.model)
-    if "frames" in config["preprocessing"]:
+    from ..store.loading import load_with_config, transform_of
+
+    network, manifest = load_with_config(options.model)
+    spec = manifest.preprocessing
+    if spec is not None and spec.frames is not None:
         raise ValueError(f"{options.model} classifies recordings of event cameras, not images")
-    names = config["label_names"] or [str(label) for label in range(network.num_classes)]
+    transform = transform_of(spec, options.model)
+    names = manifest.label_names or [str(label) for label in range(network.num_classes)]
     table = _table("image", "class", "probability")
     for file in options.images:
         try:

@@ -27,7 +27,8 @@ class ClassificationDataModule(L.LightningDataModule):
         num_classes: Number of classes K.
         class_names: Their names in the order of the labels, or None where the data has none.
         preprocessing: What it takes to make the network's input from new images or recordings, ``input_size`` (C, H,
-            W), ``mean`` and ``std`` of the channels among it; it travels with the weights.
+            W), ``mean`` and ``std`` of the channels among it, as a plain dict
+            (:meth:`lightning_tspike.files.input_spec.InputSpec.to_dict`); it travels with the weights.
         train_collate: Makes a training batch of samples.
     """
 

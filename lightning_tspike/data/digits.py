@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ..files.input_spec import InputSpec
 from .base import ClassificationDataModule
 from .samples import Samples
 
@@ -33,7 +34,7 @@ class DigitsDataModule(ClassificationDataModule):
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters()
         # Mean and standard deviation of all 1,797 images, grey levels scaled to [0, 1].
-        self.preprocessing = {"input_size": [1, 8, 8], "mean": [0.3053], "std": [0.3760]}
+        self.preprocessing = InputSpec(input_size=(1, 8, 8), mean=(0.3053,), std=(0.3760,)).to_dict()
 
     def setup(self, stage: str) -> None:
         from sklearn.datasets import load_digits  # here, because only the digits need it

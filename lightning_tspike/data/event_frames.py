@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as vision
 
+from ..files.atomic import replace_folder
+from ..files.input_spec import InputSpec, SliceBy
 from .event_sources import Recordings, find_dataset
 
-__all__ = ["CachedFrames", "FrameAugmentation", "Frames", "SliceBy", "frames_transform"]
-
-SliceBy = Literal["time", "events"]
+__all__ = ["CachedFrames", "FrameAugmentation", "Frames", "frames_transform"]
 
 
 class Frames:
@@ -92,19 +92,21 @@ class ToFrames:
                 )
 
 
-def frames_transform(preprocessing: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+def frames_transform(spec: InputSpec) -> Callable[[Any], Tensor]:
     """From events to a network's input: float32 [T, P, H, W].
 
     Args:
-        preprocessing: As EventDataModule has it.
+        spec: With ``frames``.
 
     Raises:
+        ValueError: It does not say how recordings become frames, or how large these are.
         ModuleNotFoundError: tonic is not installed.
     """
-    frames = preprocessing["frames"]
-    _, height, width = preprocessing["input_size"]
+    frames, (_, height, width) = spec.frames, spec.complete()[0]
+    if frames is None:
+        raise ValueError("['frames'] are not known")
     find_dataset("NMNIST")  # says which extra is missing
-    to_frames = ToFrames(tuple(frames["sensor_size"]), frames["timesteps"], frames["slice_by"], (height, width))
+    to_frames = ToFrames(frames.sensor_size, frames.timesteps, frames.slice_by, (height, width))
     return lambda events: torch.from_numpy(to_frames(events)).float()
 
 
@@ -149,7 +151,7 @@ def _fill(frames: Frames, folder: Path, num_workers: int) -> None:
     )
     for _ in track(loader, f"writing frames to {folder.name}", total=len(frames)):
         pass
-    scratch.rename(folder)
+    replace_folder(scratch, folder)
 
 
 class _Touch(Dataset[int]):

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files.input_spec import FrameSlicing, InputSpec, SliceBy
 from .base import ClassificationDataModule
-from .event_frames import CachedFrames, FrameAugmentation, Frames, SliceBy
+from .event_frames import CachedFrames, FrameAugmentation, Frames
 from .event_sources import Recordings, find_dataset, open_recordings, split_last
 from .samples import OnError, Samples
 
@@ -88,12 +89,12 @@ class EventDataModule(ClassificationDataModule):
         self.save_hyperparameters()
         self.options: dict[str, Any] = dict(self.hparams)
         self.size = (size or height, size or width)
-        self.preprocessing = {
-            "input_size": [polarities, *self.size],
-            "mean": [0.0] * polarities,
-            "std": [1.0] * polarities,
-            "frames": {"timesteps": timesteps, "slice_by": slice_by, "sensor_size": list(self.sensor_size)},
-        }
+        self.preprocessing = InputSpec(
+            input_size=(polarities, *self.size),
+            mean=(0.0,) * polarities,
+            std=(1.0,) * polarities,
+            frames=FrameSlicing(timesteps, slice_by, self.sensor_size),
+        ).to_dict()
 
     def prepare_data(self) -> None:
         """Fetch the files if asked to, and make the frames, once per machine."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,38 +14,43 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import v2
 
+from ..files.input_spec import InputSpec
 from .samples import collate_readable
 
 __all__ = ["Cutout", "Mixing", "any_image_transform", "evaluation_transform", "training_transform"]
 
 
-def evaluation_transform(preprocessing: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+def evaluation_transform(spec: InputSpec) -> Callable[[Any], Tensor]:
     """Timm's standard transform for evaluation: resize, crop at the centre, scale to [0, 1], normalise.
 
     Args:
-        preprocessing: ``input_size``, ``mean``, ``std`` and, where they are known, ``interpolation`` and ``crop_pct``.
+        spec: Of the images; resized bilinearly and not cropped where it says nothing of that.
 
     Returns:
         A function from a PIL image to a tensor [C, H, W].
+
+    Raises:
+        ValueError: Its ``input_size``, ``mean`` or ``std`` is not known.
     """
+    input_size, mean, std = spec.complete()
     return create_transform(
-        tuple(preprocessing["input_size"]),
-        interpolation=preprocessing.get("interpolation", "bilinear"),
-        mean=tuple(preprocessing["mean"]),
-        std=tuple(preprocessing["std"]),
-        crop_pct=preprocessing.get("crop_pct", 1.0),
+        input_size,
+        interpolation=spec.interpolation or "bilinear",
+        mean=mean,
+        std=std,
+        crop_pct=spec.crop_pct or 1.0,
     )
 
 
-def any_image_transform(preprocessing: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+def any_image_transform(spec: InputSpec) -> Callable[[Any], Tensor]:
     """As :func:`evaluation_transform`, of images in whatever mode (grey, RGB, with a palette, with transparency)."""
-    mode = {1: "L", 3: "RGB"}.get(preprocessing["input_size"][0])
-    evaluate = evaluation_transform(preprocessing)
+    evaluate = evaluation_transform(spec)
+    mode = {1: "L", 3: "RGB"}.get(spec.complete()[0][0])
     return evaluate if mode is None else lambda image: evaluate(image.convert(mode))
 
 
 def training_transform(
-    preprocessing: Mapping[str, Any],
+    spec: InputSpec,
     *,
     crop_padding: int | None = None,
     hflip: float = 0.5,
@@ -56,7 +61,7 @@ def training_transform(
     """Random crop, mirror, policy, then as in evaluation, then holes.
 
     Args:
-        preprocessing: As for :func:`evaluation_transform`.
+        spec: As for :func:`evaluation_transform`.
         crop_padding: Crop the image of its full size from a copy with so many black pixels around; None crops and
             resizes at random, as is usual for ImageNet.
         hflip: Probability of mirroring left and right.
@@ -68,24 +73,24 @@ def training_transform(
     Raises:
         ValueError: An option is not known or out of range.
     """
-    _, *size = preprocessing["input_size"]
+    (_, *size), mean, std = spec.complete()
     if not 0 <= hflip <= 1 or not 0 <= random_erasing <= 1:
         raise ValueError(f"hflip and random_erasing are probabilities, got {hflip!r} and {random_erasing!r}")
     if cutout < 0 or (crop_padding is not None and crop_padding < 0):
         raise ValueError(f"cutout and crop_padding must not be negative, got {cutout!r} and {crop_padding!r}")
     # on PIL images, torchvision's first transforms take less time than those of v2 (benchmarks/data_loading.py)
     steps: list[Any] = [
-        RandomResizedCropAndInterpolation(size, interpolation=preprocessing.get("interpolation", "bilinear"))
+        RandomResizedCropAndInterpolation(size, interpolation=spec.interpolation or "bilinear")
         if crop_padding is None
         else transforms.RandomCrop(size, padding=crop_padding or None)
     ]
     if hflip:
         steps.append(transforms.RandomHorizontalFlip(hflip))
     if auto_augment:
-        steps.append(_policy(auto_augment, preprocessing))
+        steps.append(_policy(auto_augment, size, mean))
     steps += [
         transforms.ToTensor(),
-        transforms.Normalize(preprocessing["mean"], preprocessing["std"], inplace=True),
+        transforms.Normalize(mean, std, inplace=True),
     ]
     if random_erasing:
         steps.append(RandomErasing(random_erasing, device="cpu"))
@@ -94,12 +99,12 @@ def training_transform(
     return transforms.Compose(steps)
 
 
-def _policy(name: str, preprocessing: Mapping[str, Any]) -> Callable[[Any], Any]:
+def _policy(name: str, size: Sequence[int], mean: Sequence[float]) -> Callable[[Any], Any]:
     if name in {policy.value for policy in transforms.AutoAugmentPolicy}:
         return transforms.AutoAugment(transforms.AutoAugmentPolicy(name))
-    grey = [min(255, round(255 * mean)) for mean in preprocessing["mean"]]
+    grey = [min(255, round(255 * value)) for value in mean]
     params: dict[str, Any] = {
-        "translate_const": int(min(preprocessing["input_size"][1:]) * 0.45),
+        "translate_const": int(min(size) * 0.45),
         "img_mean": grey[0] if len(grey) == 1 else tuple(grey),
     }
     try:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from .._seeding import run_seed
+from ..files.input_spec import InputSpec
 from .base import ClassificationDataModule
 from .image_sources import Images, ImageSource, Look, StreamSource, find_source
 from .image_transforms import Mixing, evaluation_transform, training_transform
@@ -211,12 +212,14 @@ class ImageDataModule(ClassificationDataModule):
                 raise ValueError(f"{name} must have {channels} numbers, one for each channel, got {values}")
         if min(statistics["std"]) <= 0:
             raise ValueError(f"std must be positive, got {statistics['std']}")
-        self.preprocessing = {
-            "input_size": [channels, side or height, side or width],
-            **statistics,
-            "interpolation": options["interpolation"],
-            "crop_pct": options["crop_pct"] or look.crop_pct,
-        }
+        self._input = InputSpec(
+            input_size=(channels, side or height, side or width),
+            mean=tuple(statistics["mean"]),
+            std=tuple(statistics["std"]),
+            interpolation=options["interpolation"],
+            crop_pct=options["crop_pct"] or look.crop_pct,
+        )
+        self.preprocessing = self._input.to_dict()
         is_resized = side not in (None, height)
         self._crop_padding = options["crop_padding"]
         if self._crop_padding is None and not is_resized:
@@ -228,11 +231,11 @@ class ImageDataModule(ClassificationDataModule):
         """For training and for evaluation."""
         options = self.options
         augmented = training_transform(
-            self.preprocessing,
+            self._input,
             crop_padding=self._crop_padding,
             hflip=self._hflip,
             auto_augment=options["auto_augment"],
             random_erasing=options["random_erasing"],
             cutout=options["cutout"],
         )
-        return augmented, evaluation_transform(self.preprocessing)
+        return augmented, evaluation_transform(self._input)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +17,20 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, foreseeable: bool = True) -> Iterator[BinaryIO]:
     """A file to write into, which is at ``path`` once all of it is on the disk.
 
-    Until then it is beside it, as ``.NAME.partial``; what a killed process has left there is written anew.
+    Until then it is beside it, as ``.NAME.partial``; what a killed process has left there is written again.
 
     Args:
         path: Where it is to be; a file that is there already goes.
+        foreseeable: False for a folder that others may have filled, or where several processes write the same file:
+            until then it has a name that nobody can foresee; what a killed process leaves there stays.
 
     Raises:
         OSError: It cannot be written; what was at ``path`` is as it was.
     """
-    scratch = path.with_name(f".{path.name}.partial")
+    scratch = path.with_name(f".{path.name}.{'partial' if foreseeable else secrets.token_hex(8)}")
     try:
         scratch.unlink(missing_ok=True)
         with scratch.open("xb") as file:  # "x" follows no link that somebody puts there

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +20,6 @@ __all__ = [
     "MOST_VALUES",
     "check_frames",
     "check_label_names",
-    "check_preprocessing",
     "check_tensors",
     "plain",
 ]
@@ -41,7 +39,6 @@ _MOST_ITEMS = 100_000  # the names of ImageNet's 22k classes are far fewer
 _MOST_LEVELS = 16
 _MOST_LETTERS = 10_000  # in one text
 _LARGEST = 1 << 53  # every whole number up to it is a float, too
-_INTERPOLATIONS = {"random", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"}
 
 
 def plain(value: Any) -> Any:
@@ -93,65 +90,6 @@ def check_frames(size: Sequence[int], timesteps: int = 1) -> None:
         )
 
 
-def check_preprocessing(preprocessing: Any) -> dict[str, Any]:
-    """Check what a file says of a network's input.
-
-    Args:
-        preprocessing: As ``config.json`` has it (:mod:`lightning_tspike.store.manifest`), or None.
-
-    Returns:
-        A plain copy, empty for None.
-
-    Raises:
-        ValueError: An entry is of another kind or out of range; the message names it.
-    """
-    facts = plain(preprocessing if preprocessing is not None else {})
-    if not isinstance(facts, dict):
-        raise ValueError(f"'preprocessing' must have names and values, got {reprlib.repr(facts)}")
-    size = facts.get("input_size", [1, 1, 1])
-    if not _are_counts(size, 3):
-        raise ValueError(f"'input_size' must be [C, H, W] in pixels, got {reprlib.repr(size)}")
-    for key in ("mean", "std"):
-        values = facts.get(key, [1.0])
-        if not isinstance(values, list) or not all(_is_number(v) for v in values):
-            raise ValueError(f"{key!r} must be a list of numbers, got {reprlib.repr(values)}")
-        if "input_size" in facts and len(values) not in (1, size[0]):
-            raise ValueError(f"{key!r} must have a number for each of {size[0]} channels, got {reprlib.repr(values)}")
-    if not all(value > 0 for value in facts.get("std", [])):
-        raise ValueError(f"'std' must be positive, got {reprlib.repr(facts['std'])}")
-    crop = facts.get("crop_pct", 1.0)
-    if not _is_number(crop) or not 0 < crop <= 1:
-        raise ValueError(f"'crop_pct' must be a number in (0, 1], got {crop!r}")
-    mode = facts.get("interpolation", "bilinear")
-    if not isinstance(mode, str) or mode not in _INTERPOLATIONS:
-        raise ValueError(f"'interpolation' must be one of {sorted(_INTERPOLATIONS)}, got {reprlib.repr(mode)}")
-    check_frames(size)
-    # before it is cropped, a square image has the longer side both ways
-    check_frames([size[0], *[math.floor(min(max(size[1:]) / crop, _LARGEST))] * 2])
-    if "frames" in facts:
-        _check_slicing(facts["frames"], size)
-    return facts
-
-
-def _check_slicing(frames: Any, size: Sequence[int]) -> None:
-    expected = {"timesteps", "slice_by", "sensor_size"}
-    if not isinstance(frames, dict) or frames.keys() != expected:
-        raise ValueError(f"'frames' must have {sorted(expected)}, got {reprlib.repr(frames)}")
-    if not _are_counts([frames["timesteps"]], 1) or not _are_counts(frames["sensor_size"], 3):
-        raise ValueError(
-            f"'frames' must have a number of timesteps and sensor_size [W, H, P], got {reprlib.repr(frames)}"
-        )
-    if frames["slice_by"] not in ("time", "events"):
-        raise ValueError(f"'slice_by' must be 'time' or 'events', got {reprlib.repr(frames['slice_by'])}")
-    if frames["sensor_size"][2] != size[0]:
-        raise ValueError(
-            f"'sensor_size' must end with the {size[0]} polarities that are the channels of 'input_size', got "
-            f"{reprlib.repr(frames['sensor_size'])}"
-        )
-    check_frames(size, frames["timesteps"])
-    check_frames(frames["sensor_size"])
-
-
 def check_label_names(names: Any, num_classes: int) -> list[str] | None:
     """Check the names of the K classes, where they are known.
 
@@ -192,11 +130,3 @@ def check_tensors(tensors: Mapping[Any, Any], size: float) -> dict[str, Tensor]:
     if numbers > size:
         raise ValueError(f"has tensors of {numbers} numbers in {size:.0f} bytes")
     return dict(tensors)
-
-
-def _are_counts(value: Any, length: int) -> bool:
-    return isinstance(value, list) and len(value) == length and all(type(n) is int and n > 0 for n in value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..analysis.measure import Measured
 from ..folding.report import FoldReport
 from ..network.spiking_network import SpikingNetwork
+from .manifest import Manifest
 
 __all__ = ["model_card"]
 
@@ -20,7 +21,7 @@ TEMPLATE = Path(__file__).parent / "templates" / "card.md.jinja"
 
 def model_card(
     network: SpikingNetwork,
-    config: Mapping[str, Any],
+    manifest: Manifest,
     *,
     report: FoldReport | None = None,
     measured: Measured | None = None,
@@ -33,7 +34,7 @@ def model_card(
 
     Args:
         network: With a ``config``.
-        config: Contents of ``config.json``.
+        manifest: Contents of ``config.json``.
         report: What folding did.
         measured: What was measured; without it the card says that nothing was.
         name: What ``zoo.load`` will find it by.
@@ -42,6 +43,7 @@ def model_card(
         recipe: Name of the recipe that trained it.
     """
     shape: Any = network.config
+    spec = manifest.preprocessing
     results = None
     if measured is not None:
         results = [
@@ -71,8 +73,8 @@ def model_card(
         neuron=type(next(iter(network.neurons().values()))).__name__,
         images=f"[B, {shape.in_chans}, H, W] or frames [B, {shape.timesteps}, {shape.in_chans}, H, W]",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
-        config=config,
-        preprocessing=config["preprocessing"],
+        manifest=manifest,
+        input=spec if spec is not None and spec.is_complete else None,
         source=name or "PATH_OF_THIS_FOLDER",
         files=files,
         fold=str(report) if report is not None else None,

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..files.bounds import check_label_names, check_preprocessing, check_tensors, plain
+from ..files.bounds import check_label_names, check_tensors, plain
+from ..files.input_spec import InputSpec
 from ..files.torch_files import read_torch_file
 from ..files.weights import unusable
 from ..models.bounded import create_within
@@ -31,7 +32,7 @@ class SavedNetwork(NamedTuple):
     """What a checkpoint holds: the network, and what is known of its input and its classes."""
 
     network: SpikingNetwork
-    preprocessing: Mapping[str, Any] | None
+    preprocessing: InputSpec | None
     label_names: Sequence[str] | None
 
 
@@ -49,8 +50,8 @@ def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> Sa
             a module of your own that keeps its network in ``network``.
 
     Returns:
-        The network, in train mode on the CPU, and the datamodule's ``preprocessing`` and class names, each None where
-        it is not known.
+        The network, in train mode on the CPU, what its input is (the datamodule's ``preprocessing``) and its class
+        names, each None where it is not known.
 
     Raises:
         CheckpointError: The file is missing, no checkpoint, sharded, or of another module; it has NaN or infinite
@@ -77,7 +78,7 @@ def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> Sa
         if faults := unusable(weights):
             raise ValueError(f"has weights that are not finite: {'; '.join(faults)}; go back to a sound checkpoint")
         preprocessing = saved.get(PREPROCESSING)
-        preprocessing = check_preprocessing(preprocessing) if preprocessing is not None else None
+        preprocessing = InputSpec.of(preprocessing) if preprocessing is not None else None
     except ValueError as error:
         raise CheckpointError(f"{path} {error}") from error
     if not weights:

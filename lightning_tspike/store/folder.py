@@ -13,7 +13,6 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from torch import Tensor, nn
 
 from ..analysis.measure import Measured
 from ..files.atomic import replace_folder
+from ..files.bounds import check_label_names
+from ..files.input_spec import InputSpec
 from ..files.weights import (
     FILES,
     FolderError,
@@ -37,11 +38,10 @@ from ..files.weights import (
 )
 from ..folding.report import FoldReport
 from ..models.bounded import create_within
-from ..network.config import NetworkConfig
 from ..network.rewrites import Rewrites
 from ..network.spiking_network import SpikingNetwork
 from .card import model_card
-from .manifest import CONFIG, describe, precisions_in, read_config
+from .manifest import CONFIG, Manifest, WeightsFile, describe, read_config, write_config
 
 __all__ = [
     "CARD",
@@ -51,6 +51,7 @@ __all__ = [
     "FolderError",
     "read_folder",
     "read_manifest",
+    "read_network",
     "timm_cfg",
     "write_folder",
 ]
@@ -64,7 +65,7 @@ def write_folder(
     path: str | Path,
     network: SpikingNetwork,
     *,
-    preprocessing: Mapping[str, Any] | None = None,
+    preprocessing: InputSpec | Mapping[str, Any] | None = None,
     label_names: Sequence[str] | None = None,
     report: FoldReport | None = None,
     precisions: Iterable[Precision] = ("float32",),
@@ -79,7 +80,7 @@ def write_folder(
         path: The folder. A network's folder that is there already is replaced.
         network: Built by :func:`lightning_tspike.models.create_network`, or a folded copy of such a one. Its weights
             are written as float32.
-        preprocessing: ``input_size``, ``mean`` and ``std`` of the images, as a datamodule's ``preprocessing`` has them.
+        preprocessing: What the network's input is, as an InputSpec or as a datamodule's ``preprocessing`` has it.
         label_names: Of the K classes.
         report: What folding did, from :func:`lightning_tspike.fold`.
         precisions: At which precisions the weights are written, see ``weights.py``.
@@ -92,8 +93,8 @@ def write_folder(
         The path.
 
     Raises:
-        ValueError: The network was made by ``ternarize`` from a model of your own, so no name can rebuild it; or
-            weights are NaN or infinite.
+        ValueError: The network was made by ``ternarize`` from a model of your own, so no name can rebuild it; weights
+            are NaN or infinite; or ``preprocessing`` or ``label_names`` are such as no folder may hold.
         FileExistsError: Something else than a network's folder is at ``path``.
         OSError: The folder cannot be written; what was at ``path`` is as it was.
     """
@@ -105,18 +106,26 @@ def write_folder(
     path = Path(path).resolve()
     if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} is there and is no folder of a network: it is not replaced; choose another name")
-    facts = {"preprocessing": preprocessing, "label_names": label_names}
+    try:
+        spec = InputSpec.of(preprocessing) if preprocessing is not None else None
+        names = [str(name) for name in label_names] if label_names is not None else None
+        facts: dict[str, Any] = {
+            "preprocessing": spec,
+            "label_names": check_label_names(names, network.config.num_classes),
+        }
+    except ValueError as error:
+        raise ValueError(f"nothing is written to {path}, as nothing could read it: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         scratch.mkdir()
         inner: str | None = None
         if unfolded is not None:
-            inner = _fill(scratch / UNFOLDED, unfolded, ("float32",), None, facts)["sha256"]
-        config = _fill(scratch, network, precisions, inner, facts)
+            inner = _fill(scratch / UNFOLDED, unfolded, ("float32",), None, facts).sha256
+        manifest = _fill(scratch, network, precisions, inner, facts)
         if report is not None:
             (scratch / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-        text = model_card(network, config, report=report, measured=measured, files=list(files or ()), **card)
+        text = model_card(network, manifest, report=report, measured=measured, files=list(files or ()), **card)
         (scratch / CARD).write_text(text, encoding="utf-8")
         for name, content in {**(measured.pictures if measured else {}), **(files or {})}.items():
             (scratch / name).write_bytes(content)
@@ -134,27 +143,27 @@ def _fill(
     precisions: Iterable[Precision],
     unfolded: str | None,
     facts: dict[str, Any],
-) -> dict[str, Any]:
+) -> Manifest:
     """Write weights and configuration into a folder; gives the configuration."""
     state = network.model.state_dict()
     if faults := unusable(state):
         raise ValueError(f"a folder holds no such weights: {'; '.join(faults)}; go back to a sound checkpoint")
     folder.mkdir(exist_ok=True)
-    weights: dict[str, dict[str, Any]] = {}
+    weights: dict[Precision, WeightsFile] = {}
     for precision in precisions:
         file = folder / FILES[precision]
         save_file(encode(state, precision), file, metadata={"format": "pt"})
-        weights[precision] = file_facts(file)
-    config = describe(network, weights=weights, unfolded=unfolded, **facts)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        weights[precision] = WeightsFile(**file_facts(file))
+    manifest = describe(network, weights=weights, unfolded=unfolded, **facts)
+    write_config(manifest, folder / CONFIG)
     for file in folder.glob("*.safetensors"):
         # safetensors lets only the owner read its files; whoever may read the configuration may read the weights
         file.chmod((folder / CONFIG).stat().st_mode)
-    return config
+    return manifest
 
 
-def read_manifest(path: str | Path, *, sha256: str | None = None) -> dict[str, Any]:
-    """The contents of a folder's ``config.json``, as of our own schema version.
+def read_manifest(path: str | Path, *, sha256: str | None = None) -> Manifest:
+    """The contents of a folder's ``config.json``.
 
     Args:
         path: The folder.
@@ -163,18 +172,17 @@ def read_manifest(path: str | Path, *, sha256: str | None = None) -> dict[str, A
     Raises:
         FolderError: It is missing, damaged, not understood, or not the one that is expected.
     """
-    config = read_config(Path(path) / CONFIG)
-    if sha256 is not None and config["sha256"] != sha256:
+    manifest = read_config(Path(path) / CONFIG)
+    if sha256 is not None and manifest.sha256 != sha256:
         raise FolderError(
-            f"{Path(path) / CONFIG} is not the one that is expected: its sha256 is {config['sha256']}, not {sha256}"
+            f"{Path(path) / CONFIG} is not the one that is expected: its sha256 is {manifest.sha256}, not {sha256}"
         )
-    return config
+    return manifest
 
 
-@torch.inference_mode(False)  # weights that were made within it could be used nowhere else
 def read_folder(
     path: str | Path, *, precision: Precision | None = None, sha256: str | None = None
-) -> tuple[SpikingNetwork, dict[str, Any]]:
+) -> tuple[SpikingNetwork, Manifest]:
     """Read a network from a folder that :func:`write_folder` wrote.
 
     Args:
@@ -183,46 +191,58 @@ def read_folder(
         sha256: As for :func:`read_manifest`.
 
     Returns:
-        The network, in eval mode on the CPU, and the contents of its ``config.json``.
+        The network, in eval mode on the CPU, and its manifest.
 
     Raises:
         FolderError: A file is missing, damaged or was changed, the configuration is not understood, or the weights are
             not exactly those of the network it describes.
     """
+    manifest = read_manifest(path, sha256=sha256)
+    return read_network(path, manifest, precision=precision), manifest
+
+
+@torch.inference_mode(False)  # weights that were made within it could be used nowhere else
+def read_network(path: str | Path, manifest: Manifest, *, precision: Precision | None = None) -> SpikingNetwork:
+    """As :func:`read_folder`, where its ``config.json`` has been read already.
+
+    Args:
+        path: The folder.
+        manifest: What :func:`read_manifest` has read of it.
+        precision: As for :func:`read_folder`.
+    """
     path = Path(path)
-    config = read_manifest(path, sha256=sha256)
-    chosen = _choose(config, precision, path)
+    chosen = _choose(manifest, precision, path)
     file = path / FILES[chosen]
-    _check_file(own_file(file), config["weights"].get(chosen))
-    network = _build(config, path / CONFIG, numbers_in(file))
+    _check_file(own_file(file), manifest.weights.get(chosen))
+    network = _build(manifest, path / CONFIG, numbers_in(file))
     weights = read_weights(file)
-    _shape_neurons(network, config["amplitudes"], weights)
+    _shape_neurons(network, manifest.amplitudes, weights)
     for name, parameter in network.model.named_parameters():  # older folders have scalars
         if parameter.shape == (1,) and name in weights and weights[name].ndim == 0:
             weights[name] = weights[name].reshape(1)
     _check_weights(weights, network.model.state_dict(), path)
     network.model.load_state_dict(weights)
-    network.pretrained_cfg = timm_cfg(config)
-    return network.eval(), config
+    network.pretrained_cfg = timm_cfg(manifest)
+    return network.eval()
 
 
-def timm_cfg(config: Mapping[str, Any]) -> dict[str, Any]:
+def timm_cfg(manifest: Manifest) -> dict[str, Any]:
     """What timm calls a model's ``pretrained_cfg``: name and classes, and the preprocessing of its images."""
-    network, preprocessing = config["network"], dict(config["preprocessing"] or {})
+    preprocessing = manifest.preprocessing.to_dict() if manifest.preprocessing is not None else {}
     for key in ("input_size", "mean", "std"):
         if key in preprocessing:
             preprocessing[key] = tuple(preprocessing[key])
-    names = {"label_names": config["label_names"]} if config["label_names"] else {}
+    names = {"label_names": list(manifest.label_names)} if manifest.label_names else {}
     return {
-        "architecture": network["backbone"],
-        "num_classes": network.get("num_classes", 1000),
+        "architecture": manifest.network.backbone,
+        "num_classes": manifest.network.num_classes,
         **preprocessing,
         **names,
     }
 
 
-def _choose(config: Mapping[str, Any], precision: Precision | None, path: Path) -> Precision:
-    there = precisions_in(config)
+def _choose(manifest: Manifest, precision: Precision | None, path: Path) -> Precision:
+    there = manifest.precisions
     if precision is None:
         return there[0]
     if precision not in there:
@@ -230,41 +250,37 @@ def _choose(config: Mapping[str, Any], precision: Precision | None, path: Path) 
     return precision
 
 
-def _check_file(file: Path, facts: Mapping[str, Any] | None) -> None:
+def _check_file(file: Path, facts: WeightsFile | None) -> None:
     """Refuse weights that are not those that were written; by size first, before a large file is read."""
     if facts is None:  # older schema versions do not say
         return
-    if (size := file.stat().st_size) != facts["size"]:
+    if (size := file.stat().st_size) != facts.size:
         raise FolderError(
-            f"{file} has {size} bytes, not {facts['size']}: it is cut off or was changed; export or download the "
+            f"{file} has {size} bytes, not {facts.size}: it is cut off or was changed; export or download the "
             "folder again"
         )
-    if (sha256 := file_facts(file)["sha256"]) != facts["sha256"]:
+    if (sha256 := file_facts(file)["sha256"]) != facts.sha256:
         raise FolderError(
-            f"{file} was changed after it was written: its sha256 is {sha256}, not {facts['sha256']}; export or "
+            f"{file} was changed after it was written: its sha256 is {sha256}, not {facts.sha256}; export or "
             "download the folder again"
         )
 
 
-def _build(config: dict[str, Any], file: Path, numbers: int) -> SpikingNetwork:
-    known = {field.name for field in fields(NetworkConfig)}
-    if unknown := sorted(set(config["network"]) - known):
-        raise FolderError(f"{file}: unknown entries {unknown} in 'network', expected {sorted(known)}")
+def _build(manifest: Manifest, file: Path, numbers: int) -> SpikingNetwork:
     try:
-        described = NetworkConfig(**config["network"])
-        network = create_within(described, numbers)
-        network.rewrites = Rewrites(tuple(config["sum_pools"]), config["merged_norms"])
+        network = create_within(manifest.network, numbers)
+        network.rewrites = Rewrites(manifest.sum_pools, manifest.merged_norms)
         network.rewrites.apply(network.model)
     except Exception as error:  # what a hostile argument does to a model's constructor can be anything
         raise FolderError(f"{file} describes no network that can be built: {error}") from error
     neurons = network.neurons()
-    for name in config["amplitudes"]:
-        if not isinstance(name, str) or name not in neurons:
-            raise FolderError(f"{file}: 'amplitudes' names {name!r}, which is no neuron of {described.backbone}")
+    for name in manifest.amplitudes:
+        if name not in neurons:
+            raise FolderError(f"{file}: 'amplitudes' names {name!r}, which is no neuron of {manifest.network.backbone}")
     return network
 
 
-def _shape_neurons(network: SpikingNetwork, amplitudes: list[str], weights: Mapping[str, Tensor]) -> None:
+def _shape_neurons(network: SpikingNetwork, amplitudes: Sequence[str], weights: Mapping[str, Tensor]) -> None:
     """Give the neurons the amplitudes that are left and thresholds per channel, where the weights have such."""
     for name, neuron in network.neurons().items():
         threshold, raw_amplitude = weights.get(f"{name}.threshold"), weights.get(f"{name}.raw_amplitude")

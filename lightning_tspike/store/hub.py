@@ -5,6 +5,7 @@ Its own settings hold: ``HF_ENDPOINT`` (a mirror), ``HF_HOME`` and ``HF_HUB_CACH
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import http_backoff
 
 __all__ = ["HubError", "Publication", "fetch", "upload"]
 
@@ -30,7 +32,9 @@ T = TypeVar("T")
 
 _PAUSES = (1.0, 2.0, 4.0)  # seconds before trying again what may pass
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP statuses of that kind
-_PATIENT = 5.0  # seconds after which huggingface_hub has tried again by itself, as it does in some places
+_PATIENT = 5.0  # seconds after which huggingface_hub has tried again by itself, as it does where it downloads
+# what broken connections raise, by the client's own account: it is httpx's or, in older versions, that of requests
+_BROKEN_OFF: Any = inspect.signature(http_backoff).parameters["retry_on_exceptions"].default
 
 
 class HubError(RuntimeError):
@@ -56,14 +60,14 @@ class Publication:
     tag: str | None = None
 
 
-def fetch(repo_id: str, revision: str, names: Sequence[str], *, anew: bool = False) -> Path:
+def fetch(repo_id: str, revision: str, names: Sequence[str], *, again: bool = False) -> Path:
     """Fetch files of one commit into the cache; what is there already is not asked for again.
 
     Args:
         repo_id: ``ORG/NAME``.
         revision: Commit, tag or branch; a branch is resolved once, so that all files are of one commit.
         names: Paths of the files.
-        anew: Fetch them even where the cache has them, and put them in their place.
+        again: Fetch them even where the cache has them, and put them in their place.
 
     Returns:
         The folder in the cache that holds them.
@@ -75,7 +79,7 @@ def fetch(repo_id: str, revision: str, names: Sequence[str], *, anew: bool = Fal
     folder: Path | None = None
     for name in names:
         what = f"{name} of {repo_id} at {revision}"
-        get = partial(hf_hub_download, repo_id, name, revision=revision, force_download=anew)
+        get = partial(hf_hub_download, repo_id, name, revision=revision, force_download=again)
         file = _patiently(get, what)
         folder = Path(file[: -len(name) - 1])
         revision = folder.name  # .../snapshots/COMMIT
@@ -153,8 +157,8 @@ def _patiently(call: Callable[[], T], what: str, *, can_repeat: bool = True) -> 
         try:
             return call()
         except Exception as error:  # httpx's, huggingface_hub's and OSError have no class in common
-            was_patient = time.monotonic() - start > _PATIENT
-            if pause is None or was_patient or not _may_pass(error, can_repeat):
+            client_has_tried_again = time.monotonic() - start > _PATIENT
+            if pause is None or client_has_tried_again or not _may_pass(error, can_repeat):
                 raise HubError(_explain(error, what)) from error
             time.sleep(pause)
     raise AssertionError("unreachable")
@@ -169,19 +173,16 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _may_pass(error: BaseException, can_repeat: bool) -> bool:
+def _may_pass(error: BaseException | None, can_repeat: bool) -> bool:
     if constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled):
         return False
     if (status := _status(error)) is not None:
         return status in _PASSING
-    if not can_repeat:
-        return False
-    broken_off = ("RemoteProtocolError", "ReadError", "ReadTimeout", "ChunkedEncodingError", "WriteError")
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    # "Consistency check failed": huggingface_hub got fewer bytes than it was told
-    return any(type(e).__name__ in broken_off or "Consistency check failed" in str(e) for e in causes)
+    while error is not None and can_repeat:
+        if isinstance(error, _BROKEN_OFF):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _explain(error: BaseException, what: str) -> str:

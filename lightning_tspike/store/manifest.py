@@ -1,6 +1,6 @@
-"""``config.json``: all that rebuilds a network, but its weights, and what these must be.
+"""``config.json``: everything needed to rebuild a network, except its weights, and what these must be.
 
-Schema version 3::
+In Python it is a :class:`Manifest`; :func:`read_config` reads it and :func:`write_config` writes it. Schema version 3::
 
     schema_version    3
     library_version   version of lightning-tspike that wrote the folder
@@ -25,16 +25,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..files.bounds import check_label_names, check_preprocessing, plain
+from ..files.bounds import check_label_names, plain
+from ..files.input_spec import InputSpec
 from ..files.weights import PRECISIONS, FolderError, Precision, own_file
+from ..network.config import NetworkConfig
 from ..network.spiking_network import SpikingNetwork
 
-__all__ = ["CONFIG", "SCHEMA_VERSION", "describe", "precisions_in", "read_config", "seal"]
+__all__ = ["CONFIG", "SCHEMA_VERSION", "Manifest", "WeightsFile", "describe", "read_config", "seal", "write_config"]
 
 SCHEMA_VERSION = 3
 CONFIG = "config.json"
@@ -48,41 +50,107 @@ _ADDED: dict[int, dict[str, Any]] = {  # what each schema version has added, as 
 }
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a file of weights must be.
+
+    Attributes:
+        sha256: Of its contents.
+        size: In bytes.
+    """
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of ``config.json``, of whatever schema version the file is.
+
+    Attributes:
+        network: What the network is built from.
+        amplitudes: Names of the neurons that keep an amplitude of their own; empty where all are folded away.
+        sum_pools: Names of average pools that sum instead.
+        merged_norms: Name of a batch norm that is gone -> name of the layer that has taken it up.
+        preprocessing: What the network's input is, or None where it is not known.
+        label_names: Names of the K classes, or None where they are not known.
+        weights: What each file of weights must be, by precision; empty where that is not known (before version 3).
+        unfolded: ``sha256`` of the configuration in ``unfolded/``, where that folder holds the network before folding.
+        library_version: Of the lightning-tspike that wrote the file.
+        sha256: What says that the file is unchanged and which one it is; None before version 3.
+    """
+
+    network: NetworkConfig
+    amplitudes: tuple[str, ...] = ()
+    sum_pools: tuple[str, ...] = ()
+    merged_norms: Mapping[str, str] = field(default_factory=dict)
+    preprocessing: InputSpec | None = None
+    label_names: tuple[str, ...] | None = None
+    weights: Mapping[Precision, WeightsFile] = field(default_factory=dict)
+    unfolded: str | None = None
+    library_version: str | None = None
+    sha256: str | None = None
+
+    @property
+    def precisions(self) -> list[Precision]:
+        """At which precisions there are weights, the most precise first; before schema version 3 there was but one."""
+        return [known for known in PRECISIONS if known in self.weights] or ["float32"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What stands in the file, as of our own schema version."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "library_version": self.library_version,
+            "network": asdict(self.network),
+            "amplitudes": list(self.amplitudes),
+            "sum_pools": list(self.sum_pools),
+            "merged_norms": dict(self.merged_norms),
+            "preprocessing": self.preprocessing.to_dict() if self.preprocessing is not None else None,
+            "label_names": list(self.label_names) if self.label_names is not None else None,
+            "weights": {precision: asdict(file) for precision, file in self.weights.items()},
+            "unfolded": self.unfolded,
+            "sha256": self.sha256,
+        }
+
+
 def describe(
     network: SpikingNetwork,
     *,
-    preprocessing: Mapping[str, Any] | None,
+    preprocessing: InputSpec | None,
     label_names: Sequence[str] | None,
-    weights: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[Precision, WeightsFile],
     unfolded: str | None,
-) -> dict[str, Any]:
-    """The contents of ``config.json`` for a network that has a ``config``."""
+) -> Manifest:
+    """The manifest of a network that has a ``config``."""
     config: Any = network.config
-    return seal(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "library_version": version("lightning-tspike"),
-            "network": asdict(config),
-            "amplitudes": [name for name, neuron in network.neurons().items() if neuron.raw_amplitude is not None],
-            "sum_pools": list(network.rewrites.sum_pools),
-            "merged_norms": dict(network.rewrites.merged_norms),
-            "preprocessing": dict(preprocessing) if preprocessing is not None else None,
-            "label_names": list(label_names) if label_names is not None else None,
-            "weights": {precision: dict(facts) for precision, facts in weights.items()},
-            "unfolded": unfolded,
-        }
+    manifest = Manifest(
+        network=config,
+        amplitudes=tuple(name for name, neuron in network.neurons().items() if neuron.raw_amplitude is not None),
+        sum_pools=tuple(network.rewrites.sum_pools),
+        merged_norms=dict(network.rewrites.merged_norms),
+        preprocessing=preprocessing,
+        label_names=tuple(label_names) if label_names is not None else None,
+        weights=dict(weights),
+        unfolded=unfolded,
+        library_version=version("lightning-tspike"),
     )
+    return replace(manifest, sha256=seal(manifest.to_dict())["sha256"])
 
 
 def seal(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with ``sha256``."""
+    """The contents of a ``config.json`` with their ``sha256``."""
     contents = {key: value for key, value in config.items() if key != "sha256"}
     text = json.dumps(contents, sort_keys=True, separators=(",", ":"))
     return {**contents, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """Read ``config.json`` of any schema version up to ours, as one of ours.
+def write_config(manifest: Manifest, file: Path) -> None:
+    """Write ``config.json``."""
+    file.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(file: Path) -> Manifest:
+    """Read ``config.json`` of any schema version up to ours.
 
     Raises:
         FolderError: It is missing, no JSON, of a newer version, was changed, or has entries that are not understood.
@@ -115,27 +183,53 @@ def read_config(file: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(config.get(key, ...), kind):
             raise FolderError(f"{file}: {key!r} is missing or not understood, got {config.get(key)!r}")
+    if schema == SCHEMA_VERSION and not config["weights"]:
+        raise FolderError(f"{file}: 'weights' names no file")
     try:
-        config = {**config, **{key: plain(config[key]) for key in expected}}
-        check_preprocessing(config["preprocessing"])
-        check_label_names(config["label_names"], config["network"].get("num_classes", 1000))
+        return _manifest_of({**config, **{key: plain(config[key]) for key in expected}})
     except ValueError as error:
         raise FolderError(f"{file} {error}") from error
-    _check_files(config, file)
-    return config
 
 
-def precisions_in(config: Mapping[str, Any]) -> list[Precision]:
-    """At which precisions a folder has weights, the most precise first; before schema version 3 there was but one."""
-    return [known for known in PRECISIONS if known in config["weights"]] or ["float32"]
+def _manifest_of(config: dict[str, Any]) -> Manifest:
+    """Check the entries and make the manifest of them; a ValueError names what is wrong."""
+    network = _network_of(config["network"])
+    for key in ("amplitudes", "sum_pools"):
+        if not all(isinstance(name, str) for name in config[key]):
+            raise ValueError(f"describes no network that can be built: {key!r} must be names, got {config[key]!r}")
+    if not all(isinstance(name, str) for name in config["merged_norms"].values()):
+        raise ValueError(f"describes no network that can be built: 'merged_norms' got {config['merged_norms']!r}")
+    spec, names = config["preprocessing"], check_label_names(config["label_names"], network.num_classes)
+    library_version = config.get("library_version")
+    return Manifest(
+        network=network,
+        amplitudes=tuple(config["amplitudes"]),
+        sum_pools=tuple(config["sum_pools"]),
+        merged_norms=config["merged_norms"],
+        preprocessing=InputSpec.of(spec) if spec is not None else None,
+        label_names=tuple(names) if names is not None else None,
+        weights={precision: _weights_file_of(precision, facts) for precision, facts in config["weights"].items()},
+        unfolded=config["unfolded"],
+        library_version=library_version if isinstance(library_version, str) else None,
+        sha256=config["sha256"],
+    )
 
 
-def _check_files(config: Mapping[str, Any], file: Path) -> None:
-    if config["schema_version"] == SCHEMA_VERSION and not config["weights"]:
-        raise FolderError(f"{file}: 'weights' names no file")
-    for precision, facts in config["weights"].items():
-        if precision not in PRECISIONS or not isinstance(facts, dict) or facts.keys() != {"sha256", "size"}:
-            raise FolderError(f"{file}: 'weights' must have 'sha256' and 'size' for each of {list(PRECISIONS)}")
+def _network_of(entries: dict[str, Any]) -> NetworkConfig:
+    known = {entry.name for entry in fields(NetworkConfig)}
+    if unknown := sorted(set(entries) - known):
+        raise ValueError(f"has unknown entries {unknown} in 'network', expected {sorted(known)}")
+    try:
+        return NetworkConfig(**entries)
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ValueError(f"describes no network that can be built: {error}") from error
+
+
+def _weights_file_of(precision: str, facts: Any) -> WeightsFile:
+    is_known = precision in PRECISIONS and isinstance(facts, dict) and facts.keys() == {"sha256", "size"}
+    if not is_known or not isinstance(facts["sha256"], str) or type(facts["size"]) is not int:
+        raise ValueError(f"has 'weights' that are not 'sha256' and 'size' for each of {list(PRECISIONS)}")
+    return WeightsFile(**facts)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

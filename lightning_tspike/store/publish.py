@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,51 +13,98 @@ import torch
 
 from ..analysis.evaluation import evaluate
 from ..analysis.measure import Measured, measure
+from ..files.input_spec import InputSpec
 from ..files.weights import PRECISIONS, Precision, decode, encode
 from ..folding.absorb import FoldError, fold
+from ..folding.report import FoldReport
 from ..network.spiking_network import SpikingNetwork
-from .checkpoint import read_checkpoint
-from .folder import UNFOLDED, read_folder, read_manifest, write_folder
-from .manifest import precisions_in
+from .catalog import find_entry
+from .folder import UNFOLDED, read_folder, read_manifest, read_network, write_folder
+from .hub import Publication, upload
+from .manifest import Manifest
+from .source import FolderSource, open_path, open_source
 
-__all__ = ["Source", "VerificationError", "prepare", "read_source", "remeasure", "verify"]
+__all__ = ["VerificationError", "prepare", "publish", "remeasure", "verify", "verify_folder"]
 
 
 class VerificationError(RuntimeError):
     """A folder is well-formed, but what is in it does not agree; the message says where."""
 
 
-class Source(NamedTuple):
-    """A network to publish: not yet folded, or folded by somebody else, in which case ``unfolded`` is None."""
+class _Networks(NamedTuple):
+    """What is to be published. ``unfolded`` and ``report`` are None where somebody else has folded it."""
 
     folded: SpikingNetwork
     unfolded: SpikingNetwork | None
-    report: Any
-    facts: dict[str, Any]
+    report: FoldReport | None
+    preprocessing: InputSpec | None
+    label_names: Sequence[str] | None
 
 
-def read_source(path: str | Path) -> Source:
-    """Read and, where that is still to be done, fold.
+def publish(
+    source: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    data: Any = None,
+    dataset: str | None = None,
+    command: str | None = None,
+    recipe: str | None = None,
+    license: str = "apache-2.0",
+    folder: str | os.PathLike[str] | None = None,
+    dry_run: bool = True,
+    private: bool = False,
+    create_pr: bool = False,
+    tag: str | None = None,
+) -> tuple[Path, Publication | None]:
+    """Fold, verify and measure a network, write the folder to be published, and publish it if told to.
 
     Args:
-        path: A checkpoint of TernarySNNModule, or a network's folder.
+        source: A checkpoint of TernarySNNModule, or a network's folder.
+        repo_id: ``ORG/NAME``; where NAME is one of the zoo's entries, the card takes it and its dataset from there.
+        data: LightningDataModule whose test set is measured; without it the card has no figures.
+        dataset: Name of the data, for the card.
+        command: What measures it again, for the card; default is ``tspike zoo verify`` with the recipe.
+        recipe: Name of the recipe that trained it.
+        license: Of the weights.
+        folder: Where the folder is written; default is beside ``source``, ``NAME.hub``.
+        dry_run: Only write the folder; look at its README.md, then say False.
+        private: Whether a new repository is private.
+        create_pr: Open a pull request instead of changing the main branch.
+        tag: Name for the commit.
+
+    Returns:
+        The folder; and what was done on the Hub, or None in a dry run.
 
     Raises:
-        CheckpointError, FolderError, FoldError: It cannot be read, or not be folded.
+        ValueError: There is data, but neither its name nor a recipe; a pull request with a tag.
+        VerificationError: The files do not agree; nothing was published.
+        lightning_tspike.store.hub.HubError: The Hub did not take it. Otherwise as ``zoo.load``.
     """
-    path = Path(path)
-    if path.is_dir():
-        network, config = read_folder(path)
-        facts = {key: config[key] for key in ("preprocessing", "label_names")}
-        unfolded = read_folder(path / UNFOLDED, sha256=config["unfolded"])[0] if config["unfolded"] else None
-        if unfolded is None and not any(neuron.raw_amplitude is not None for neuron in network.neurons().values()):
-            return Source(network, None, None, facts)
-        network = unfolded or network
-    else:
-        network, preprocessing, label_names = read_checkpoint(path)
-        facts = {"preprocessing": preprocessing, "label_names": label_names}
-    folded, report = fold(network.eval())
-    return Source(folded, network, report, facts)
+    if tag and create_pr:
+        raise ValueError("a pull request cannot be tagged before it is merged: leave out one of tag and create_pr")
+    source = Path(source)
+    target = Path(folder) if folder is not None else source.with_suffix(".hub")
+    if data is not None:
+        data.prepare_data()
+        data.setup("test")
+    name = repo_id.rpartition("/")[2]
+    entry = find_entry(name)
+    name = name if entry else repo_id
+    written = prepare(
+        source,
+        target,
+        data.test_dataloader() if data is not None else None,
+        dataset=dataset or (entry.dataset if entry else recipe),
+        command=command or (f"tspike zoo verify {name} --recipe {recipe}" if recipe else None),
+        label_names=getattr(data, "class_names", None),
+        name=name,
+        recipe=recipe,
+        license=license,
+    )
+    if dry_run:
+        return written, None
+    message = f"{name.rpartition('/')[2]} by lightning-tspike"
+    return written, upload(written, repo_id, message=message, private=private, create_pr=create_pr, tag=tag)
 
 
 def prepare(
@@ -88,16 +136,21 @@ def prepare(
     """
     if batches is not None and not (dataset and command):
         raise ValueError("figures need their source: say which dataset was measured, and by which command")
-    read = read_source(source)
-    facts = {**read.facts, "label_names": read.facts["label_names"] or label_names}
+    read = _read_and_fold(source)
     log = _training_log(Path(source))
-    options: dict[str, Any] = {**facts, "report": read.report, "precisions": PRECISIONS, "unfolded": read.unfolded}
-    options["files"] = {"training_log.csv": log} if log else {}
+    options: dict[str, Any] = {
+        "preprocessing": read.preprocessing,
+        "label_names": read.label_names or label_names,
+        "report": read.report,
+        "precisions": PRECISIONS,
+        "unfolded": read.unfolded,
+        "files": {"training_log.csv": log} if log else {},
+    }
     folder = write_folder(folder, read.folded, **options, **card)
     if batches is not None:
         measured = remeasure(folder, batches, dataset=str(dataset), command=str(command), report=read.report)
         write_folder(folder, read.folded, **options, **card, measured=measured)
-    verify(folder)
+    verify_folder(folder, read_manifest(folder))
     return folder
 
 
@@ -110,10 +163,10 @@ def remeasure(
         VerificationError: The unfolded network decides otherwise.
     """
     folder = Path(folder)
-    config = read_manifest(folder)
-    networks = {precision: read_folder(folder, precision=precision)[0] for precision in precisions_in(config)}
+    manifest = read_manifest(folder)
+    networks = {precision: read_network(folder, manifest, precision=precision) for precision in manifest.precisions}
     measured = measure(networks, batches, dataset=dataset, command=command, report=report)
-    if config["unfolded"]:
+    if manifest.unfolded:
         unfolded = evaluate(read_folder(folder / UNFOLDED)[0], batches, description="testing the unfolded network")
         # float32 rounds differently before and after the fold: once in millions a spike flips, in thousands a decision
         if abs(unfolded.accuracy - next(iter(measured.accuracies.values()))) > max(1 / measured.samples, 1e-3):
@@ -124,34 +177,40 @@ def remeasure(
     return measured
 
 
-def verify(folder: str | Path, *, sha256: str | None = None) -> list[str]:
-    """Check all that a folder says of itself, without data.
+def verify(name_or_path: str | os.PathLike[str]) -> list[str]:
+    """Check that a network's files are whole and agree with each other, without data.
 
     Every file is whole and builds the network; every precision is what rounding the most precise one gives; folding the
     unfolded network again gives these weights.
 
     Args:
-        folder: The folder.
-        sha256: What its configuration's ``sha256`` must be.
+        name_or_path: As for ``zoo.load``, but no checkpoint.
 
     Returns:
         What was checked, a line each.
 
     Raises:
+        VerificationError: Two files do not agree; otherwise as ``zoo.load``.
+    """
+    return verify_folder(*open_source(name_or_path).fetch("all"))
+
+
+def verify_folder(folder: Path, manifest: Manifest) -> list[str]:
+    """As :func:`verify`, of a folder on disk whose manifest has been read.
+
+    Raises:
         FolderError: A file is missing, damaged or was changed.
         VerificationError: Two of them do not agree.
     """
-    folder = Path(folder)
-    network, config = read_folder(folder, sha256=sha256)
-    precisions = precisions_in(config)
-    checked = [f"{precisions[0]} weights are whole and build {config['network']['backbone']}"]
-    exact = network.model.state_dict()
+    precisions = manifest.precisions
+    exact = read_network(folder, manifest).model.state_dict()
+    checked = [f"{precisions[0]} weights are whole and build {manifest.network.backbone}"]
     for precision in precisions[1:]:
-        rounded = read_folder(folder, precision=precision)[0].model.state_dict()
+        rounded = read_network(folder, manifest, precision=precision).model.state_dict()
         _agree(_decoded(exact, precision), rounded, f"{folder}: the {precision} weights are no rounding of the others")
         checked.append(f"{precision} weights are those rounded")
-    if config["unfolded"]:
-        unfolded = read_folder(folder / UNFOLDED, sha256=config["unfolded"])[0]
+    if manifest.unfolded:
+        unfolded = read_folder(folder / UNFOLDED, sha256=manifest.unfolded)[0]
         try:
             again, _ = fold(unfolded)
         except FoldError as error:
@@ -159,6 +218,23 @@ def verify(folder: str | Path, *, sha256: str | None = None) -> list[str]:
         _agree(again.model.state_dict(), exact, f"{folder}: folding {UNFOLDED}/ gives other weights")
         checked.append("the unfolded network folds to them")
     return checked
+
+
+def _read_and_fold(path: str | Path) -> _Networks:
+    """Read, and fold where that is still to be done."""
+    source = open_path(path)
+    label_names: Sequence[str] | None
+    if isinstance(source, FolderSource):
+        network, manifest = source.read()
+        spec, label_names = manifest.preprocessing, manifest.label_names
+        if manifest.unfolded:
+            network, _ = source.read(folded=False)
+        elif not manifest.amplitudes:
+            return _Networks(network, None, None, spec, label_names)
+    else:
+        network, spec, label_names = source.read_saved()
+    folded, report = fold(network.eval())
+    return _Networks(folded, network, report, spec, label_names)
 
 
 def _training_log(checkpoint: Path) -> bytes | None:

@@ -6,6 +6,7 @@ import difflib
 import os
 import random
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning as L
@@ -31,6 +32,7 @@ from ..memory import MemoryMode
 from ..models import create_network
 from ..network.config import NetworkConfig
 from ..store.checkpoint import LABEL_NAMES, PREPROCESSING, reshape_scalars
+from ..store.loading import load_with_config
 from .losses import distillation_loss, membrane_regularization, tet_loss
 from .schedules import create_schedule
 
@@ -231,10 +233,8 @@ class TernarySNNModule(L.LightningModule):
             lightning_tspike.zoo.ZooError: There is nothing of that name, or it was published folded alone. Otherwise as
                 :func:`lightning_tspike.zoo.load`.
         """
-        from .. import zoo
-
-        network, config = zoo.load_with_config(name_or_path, folded=False)
-        shape = config["network"]
+        network, manifest = load_with_config(name_or_path, folded=False)
+        shape = asdict(manifest.network)
         free = ("num_classes", "timesteps")
         if changed := sorted(k for k in shape.keys() & options if k not in free and options[k] != shape[k]):
             raise ValueError(

@@ -84,7 +84,7 @@ def test_folder_knows_the_preprocessing(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path / "checkpoints", "best")
     fit(tmp_path, [keep, FoldExport()])
     _, config = read_folder(tmp_path / "checkpoints" / "best.folded")
-    assert config["preprocessing"] == DigitsDataModule().preprocessing
+    assert config.preprocessing.to_dict() == DigitsDataModule().preprocessing
 
 
 def test_checkpoints_between_validations(tmp_path: Path) -> None:

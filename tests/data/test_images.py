@@ -19,6 +19,7 @@ from PIL import Image
 
 from lightning_tspike.data import DataError, ImageDataModule
 from lightning_tspike.data.image_sources import SOURCES, ImageSource, Look
+from lightning_tspike.files.input_spec import InputSpec
 from lightning_tspike.data.image_transforms import Cutout, Mixing, evaluation_transform, training_transform
 
 
@@ -280,7 +281,7 @@ def test_images_not_there(tmp_path: Path, dataset: str, folder: str, file: str) 
 @pytest.mark.parametrize("policy", ["cifar10", "imagenet", "svhn", "rand-m9-mstd0.5", "augmix-m3", "3a", "original"])
 def test_policies_work_on_grey_and_colour(policy: str, channels: int) -> None:
     preprocessing = {"input_size": [channels, 20, 20], "mean": [0.5] * channels, "std": [0.25] * channels}
-    transform = training_transform(preprocessing, crop_padding=2, auto_augment=policy, random_erasing=1.0)
+    transform = training_transform(InputSpec.of(preprocessing), crop_padding=2, auto_augment=policy, random_erasing=1.0)
     pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
     for _ in range(20):
@@ -315,7 +316,7 @@ def test_mixup_by_hand() -> None:
 
 def test_grey_images_are_evaluated_as_they_are() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
-    transform = evaluation_transform({"input_size": [1, 28, 28], "mean": [0.5], "std": [0.25]})
+    transform = evaluation_transform(InputSpec((1, 28, 28), (0.5,), (0.25,)))
     torch.testing.assert_close(transform(Image.fromarray(pixels)), (torch.tensor(pixels)[None] / 255 - 0.5) / 0.25)
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from lightning_tspike import zoo
-from lightning_tspike.files.bounds import check_preprocessing, plain
+from lightning_tspike.files.bounds import plain
 from lightning_tspike.files.torch_files import read_torch_file
 from lightning_tspike.models import create_network
 from lightning_tspike.models.official import OfficialError, import_official
@@ -190,4 +190,3 @@ def test_plain() -> None:
     for odd in (itself, BOMB, {1: 2}, object(), 10**40, b"x", "x" * 10**5, torch.ones(1)):
         with pytest.raises(ValueError, match=r"^has "):
             plain(odd)
-    assert check_preprocessing(None) == {}

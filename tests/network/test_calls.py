@@ -117,7 +117,7 @@ def test_network_is_taken_to_other_time_steps(lively: Build, tmp_path: Path) -> 
     folded, _ = fold(network)
     assert (network.config.timesteps, folded.timesteps) == (8, 8)
     read, config = read_folder(write_folder(tmp_path / "net", folded))
-    assert config["network"]["timesteps"] == 8
+    assert config.network.timesteps == 8
     torch.testing.assert_close(read.double()(images), want.mean(0), rtol=1e-4, atol=1e-4)
 
 

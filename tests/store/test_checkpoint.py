@@ -42,7 +42,7 @@ def test_network_and_preprocessing_come_back(checkpoint: tuple[Path, TernarySNNM
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(network.eval()(x), module.network.eval()(x))
     assert network.config == module.network.config
-    assert preprocessing["input_size"] == [1, 8, 8]
+    assert preprocessing.input_size == (1, 8, 8)
     assert label_names == list("0123456789")
 
 

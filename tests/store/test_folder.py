@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lightning_tspike.files.input_spec import InputSpec
 from lightning_tspike.files.weights import FILES, file_facts
 from lightning_tspike.folding import fold
 from lightning_tspike.models import create_network
@@ -37,8 +38,8 @@ def test_round_trip(tmp_path: Path, lively: Callable[..., SpikingNetwork], folde
     assert torch.equal(loaded(x), network(x))
     assert loaded.config == network.config
     assert not loaded.training
-    assert config["preprocessing"] == {"mean": [0.1, 0.2, 0.3]}
-    assert bool(config["amplitudes"]) is not folded
+    assert config.preprocessing == InputSpec(mean=(0.1, 0.2, 0.3))
+    assert bool(config.amplitudes) is not folded
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["net"]
     assert sorted(p.name for p in (tmp_path / "a" / "net").iterdir()) == [
         "README.md",
@@ -51,7 +52,7 @@ def test_amplitudes_that_could_not_fold_survive(tmp_path: Path, lively: Callable
     """Split attention adds up groups of channels, whose amplitudes differ."""
     folded, report = fold(lively("resnest14d", num_classes=3, timesteps=1, amplitude="channel"))
     loaded, config = read_folder(write_folder(tmp_path / "net", folded.float()))
-    assert config["amplitudes"] == report.kept
+    assert list(config.amplitudes) == report.kept
     assert 0 < len(report.kept) < len(report.neurons)
     x = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded(x), folded(x))
@@ -69,8 +70,10 @@ def test_replaces_what_was_there(folder: Path) -> None:
 def test_a_write_that_fails_leaves_what_was_there(folder: Path) -> None:
     before = (folder / "config.json").read_text()
     network = create_network(NetworkConfig("tspike_resnet_small"))
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(ValueError, match=r"nothing is written to .*net, as nothing could read it: has tensor\("):
         write_folder(folder, network, preprocessing={"mean": torch.zeros(3)})
+    with pytest.raises(TypeError, match="bytes-like"):  # of another kind, when half of it is written
+        write_folder(folder, network, files={"notes.txt": "text"})
     assert (folder / "config.json").read_text() == before
     assert [p.name for p in folder.parent.iterdir()] == ["net"]
 
@@ -224,7 +227,7 @@ def test_a_changed_configuration_is_told(folder: Path) -> None:
     file = folder / "config.json"
     config = json.loads(file.read_text())
     expected = config["sha256"]
-    assert read_manifest(folder, sha256=expected) == config
+    assert read_manifest(folder, sha256=expected).to_dict() == config
     changed = {**config, "network": {**config["network"], "decay": 0.125}}
     file.write_text(json.dumps(changed))
     with pytest.raises(FolderError, match="was changed after it was written: 'sha256' does not fit"):
@@ -258,7 +261,7 @@ def test_precisions(tmp_path: Path, lively: Callable[..., SpikingNetwork]) -> No
     sizes = {precision: (folder / name).stat().st_size for precision, name in FILES.items()}
     assert sizes["int8"] < sizes["bfloat16"] < sizes["float32"]
     unfolded, config = read_folder(folder / "unfolded")
-    assert json.loads((folder / "config.json").read_text())["unfolded"] == config["sha256"]
+    assert json.loads((folder / "config.json").read_text())["unfolded"] == config.sha256
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(unfolded(x), network(x))
     (folder / FILES["float32"]).unlink()
@@ -308,9 +311,9 @@ def test_rounded_weights_that_make_no_sense(
 
 def test_label_names(folder: Path, tmp_path: Path) -> None:
     network, config = read_folder(folder)
-    assert config["label_names"] is None
+    assert config.label_names is None
     named = write_folder(tmp_path / "named", network, label_names=list("abcde"))
-    assert read_manifest(named)["label_names"] == list("abcde")
+    assert read_manifest(named).label_names == tuple("abcde")
     for names in (["a"], [1, 2, 3, 4, 5]):
         edit_config(named, label_names=names)
         with pytest.raises(FolderError, match="'label_names' must be 5 texts"):
@@ -342,8 +345,8 @@ def test_structural_changes_survive(tmp_path: Path, lively: Callable[..., Spikin
     assert len(report.merged_norms) == 53
     folded = folded.float()
     loaded, config = read_folder(write_folder(tmp_path / "net", folded, report=report))
-    assert config["sum_pools"] == list(report.sum_pools)
-    assert config["merged_norms"]["bn1"] == "conv1"
+    assert config.sum_pools == tuple(report.sum_pools)
+    assert config.merged_norms["bn1"] == "conv1"
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(loaded(x), folded(x))
     assert json.loads((tmp_path / "net" / "fold_report.json").read_text())["deviation"] == report.deviation

@@ -35,7 +35,7 @@ import json, sys, traceback
 from pathlib import Path
 import torch
 from lightning_tspike import TernarySNNModule, zoo
-from lightning_tspike.store.hub import HubError
+from lightning_tspike.store import entries
 entry = Path(zoo.__file__).parent / "weights" / "tspike-digits"
 
 def load(name, **options):
@@ -345,8 +345,8 @@ def test_imagenet_entry_when_it_is_published(hub: Any, client: Client, tmp_path:
     def release(sha256: str) -> None:
         made = {"repo_id": "tester/imagenet", "revision": revision, "sha256": sha256, "status": "trained"}
         client(
-            "setattr(zoo, 'ENTRIES', tuple(__import__('dataclasses').replace(e, **"
-            f"({made!r} if e.name == {name!r} else {{}})) for e in zoo.ENTRIES))"
+            "setattr(entries, 'ENTRIES', tuple(__import__('dataclasses').replace(e, **"
+            f"({made!r} if e.name == {name!r} else {{}})) for e in entries.ENTRIES))"
         )
 
     release(sha256)

@@ -50,11 +50,11 @@ def test_entries_are_what_the_table_says(name: str) -> None:
     entry = zoo.info(name)
     network, config = zoo.load_with_config(name)
     assert not network.training
-    assert config["sha256"] == entry.sha256
-    assert config["weights"]["float32"]["size"] == entry.size
-    assert (config["network"]["backbone"], config["network"]["timesteps"]) == (entry.architecture, entry.timesteps)
+    assert config.sha256 == entry.sha256
+    assert config.weights["float32"].size == entry.size
+    assert (config.network.backbone, config.network.timesteps) == (entry.architecture, entry.timesteps)
     assert not any("amplitude" in key for key in network.state_dict())
-    folder, _ = zoo.find(name)
+    folder, _ = zoo.open_source(name).fetch("all")
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 2_000_000
     assert (folder / "training_log.csv").read_text().startswith("epoch,step,train/acc1")
     assert zoo.verify(name) == [
@@ -188,7 +188,7 @@ def test_fine_tuned_checkpoint_loads(tmp_path: Path) -> None:
     folded, config = zoo.load_with_config(tmp_path / "a.ckpt")
     assert not any("amplitude" in key for key in folded.state_dict())
     torch.testing.assert_close(folded(x), module.network.eval()(x), rtol=1e-4, atol=1e-4)
-    assert config["label_names"] == list("0123456789")
+    assert config.label_names == tuple("0123456789")
     image = Image.fromarray(np.full((8, 8), 200, np.uint8))
     assert torch.equal(zoo.transforms(tmp_path / "a.ckpt")(image), zoo.transforms("tspike-digits")(image))
     assert torch.equal(zoo.load(tmp_path / "a.ckpt", folded=False)(x), module.network(x))
@@ -255,8 +255,9 @@ def test_every_recipe_of_an_entry_exists() -> None:
 def test_listing_does_not_wait_for_torch() -> None:
     code = """
 import sys
-from lightning_tspike import cli, zoo
-cli.main(["zoo", "list"])
+from lightning_tspike import zoo
+from lightning_tspike.cli.main import main
+main(["zoo", "list"])
 assert zoo.list()
 assert not {"torch", "lightning", "timm"} & set(sys.modules)
 """

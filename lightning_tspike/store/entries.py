@@ -1,4 +1,4 @@
-"""The zoo's table: one entry per set of weights. Pure data: reading it needs no torch."""
+"""The table of the zoo: one entry for each set of weights. Pure data: reading it needs no torch."""
 
 from __future__ import annotations
 
