@@ -29,8 +29,8 @@ def made(scratch: Path) -> Path:
     saved = {
         "state_dict": {f"network.{name}": tensor for name, tensor in network.state_dict().items()},
         "hyper_parameters": {**asdict(network.config), "amplitude": "fixed", "lr": 0.1},
-        "preprocessing": config["preprocessing"],
-        "label_names": config["label_names"],
+        "preprocessing": config.preprocessing.to_dict() if config.preprocessing else None,
+        "label_names": list(config.label_names or []) or None,
     }
     torch.save(saved, scratch / "a.ckpt")
     return scratch / "a.ckpt"
