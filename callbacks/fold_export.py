@@ -17,7 +17,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
 from ..folding.absorb import fold
-from ..network.config import NetworkConfig
+from ..graph.tracing import copy_of
+from ..network.config import OWN, NetworkConfig
+from ..network.spiking_network import SpikingNetwork
 from ..store.checkpoint import read_checkpoint
 from ..store.folder import write_folder
 from ._common import network_of
@@ -75,18 +77,21 @@ class FoldExport(Callback):
         self.folders: dict[Path, Path] = {}
         self._seen: dict[Path, int] = {}  # time of last change of the checkpoint file that was folded
         self._config: NetworkConfig | None = None
+        self._own: SpikingNetwork | None = None  # an untrained copy, where no name can build the network
         self._has_swept = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._config = network_of(pl_module, self).config
+        network = network_of(pl_module, self)
+        self._config = network.config
         if self._config is None:
             raise MisconfigurationException(
-                "FoldExport needs a network that a name can rebuild; register the backbone with timm and build the "
-                "network by lightning_tspike.models.create_network"
+                "FoldExport needs a network that a file can describe: let TernarySNNModule take it (backbone=), or "
+                "register the backbone with timm and build the network by lightning_tspike.models.create_network"
             )
+        self._own = copy_of(network).cpu() if self._config.backbone.startswith(OWN) else None
         is_dry_run: Any = getattr(trainer, "fast_dev_run", False)  # then Lightning takes checkpoint callbacks out
         if not is_dry_run and not any(isinstance(c, ModelCheckpoint) for c in trainer.checkpoint_callbacks):
             raise MisconfigurationException(
@@ -195,7 +200,8 @@ class FoldExport(Callback):
                 "shards), so FoldExport cannot read them; save full checkpoints (state_dict_type='full'), or leave "
                 "FoldExport out and fold after training"
             )
-        saved = read_checkpoint(checkpoint, self._config)  # its own: the one in training may carry hooks
+        own = None if self._own is None else copy_of(self._own)
+        saved = read_checkpoint(checkpoint, self._config, own)  # its own: the one in training may carry hooks
         folded, report = fold(saved.network)
         data = getattr(trainer, "datamodule", None)  # the checkpoint of a module of your own may not say
         facts: dict[str, Any] = {
@@ -203,8 +209,8 @@ class FoldExport(Callback):
             "label_names": getattr(data, "class_names", None),
         }
         folder = checkpoint.with_suffix(".folded")
-        copy_of = (json.dumps({"checkpoint": checkpoint.name}) + "\n").encode()
-        self.folders[checkpoint] = write_folder(folder, folded, report=report, files={COPY_OF: copy_of}, **facts)
+        marker = (json.dumps({"checkpoint": checkpoint.name}) + "\n").encode()
+        self.folders[checkpoint] = write_folder(folder, folded, report=report, files={COPY_OF: marker}, **facts)
         log.debug("folded %s: %s", checkpoint, report)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypedDict, Unpack
 
 from . import functional
 from ._calls import call_of
@@ -28,17 +28,55 @@ __all__ = [
 AmplitudeKind: TypeAlias = Literal["layer", "channel", "fixed"]
 
 
-class NeuronOptions(TypedDict, total=False):
-    """Options that all neurons share, as :class:`SpikingNeuron` describes them."""
+@dataclass(frozen=True, kw_only=True)
+class NeuronOptions:
+    """Options that all kinds of neurons share: declared, documented and checked here alone.
 
-    amplitude: AmplitudeKind
-    decay: float
-    threshold: float
-    learn_decay: bool
-    learn_threshold: bool
-    reset: functional.Reset
-    detach_reset: bool
-    surrogate: functional.Surrogate
+    Attributes:
+        amplitude: ``"layer"`` learns one spike amplitude a for the layer, starting at 1, ``"channel"`` one for each
+            channel; ``"fixed"`` emits plain spikes.
+        decay: Membrane decay tau in [0, 1]; where it is learned, in (0, 1), and this is where it starts.
+        threshold: Firing threshold theta > 0, in units of the membrane potential; where it is learned, it starts here.
+        learn_decay: Learn tau, one for the layer, as the sigmoid of a parameter (Fang et al. 2021, arXiv 2007.05785).
+        learn_threshold: Learn theta, one for the layer.
+        reset: ``"hard"`` sets the membrane potential to 0 after a spike, ``"soft"`` subtracts the threshold.
+        detach_reset: Cut the gradient that flows through the reset.
+        surrogate: Surrogate gradient: ``"rectangular"``, ``"triangular"`` or ``"arctan"``.
+
+    Raises:
+        ValueError: An option is out of range or of another type; the message names it.
+    """
+
+    amplitude: AmplitudeKind = "layer"
+    decay: float = functional.DECAY
+    threshold: float = functional.THRESHOLD
+    learn_decay: bool = False
+    learn_threshold: bool = False
+    reset: functional.Reset = "hard"
+    detach_reset: bool = False
+    surrogate: functional.Surrogate = "rectangular"
+
+    def __post_init__(self) -> None:
+        if self.amplitude not in ("layer", "channel", "fixed"):
+            raise ValueError(
+                "amplitude must be 'layer' or 'channel' (one is learned for each) or 'fixed' (always 1), got "
+                f"{self.amplitude!r}"
+            )
+        if not _is_number(self.decay) or not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be a number in [0, 1], got {self.decay!r}")
+        if self.learn_decay and self.decay in (0, 1):
+            raise ValueError(
+                f"a learned decay starts between 0 and 1, where its sigmoid can be; got decay={self.decay!r}"
+            )
+        if not _is_number(self.threshold) or not (self.threshold > 0 and math.isfinite(self.threshold)):
+            raise ValueError(f"threshold must be a positive number, got {self.threshold!r}")
+        for name in ("learn_decay", "learn_threshold", "detach_reset"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.reset not in ("hard", "soft"):
+            raise ValueError(f"reset must be 'hard' or 'soft', got {self.reset!r}")
+        if self.surrogate not in SURROGATES:
+            raise ValueError(f"surrogate must be one of {sorted(SURROGATES)}, got {self.surrogate!r}")
 
 
 class SpikingNeuron(nn.Module):
@@ -49,16 +87,8 @@ class SpikingNeuron(nn.Module):
 
     Args:
         timesteps: Number of time steps T.
-        amplitude: ``"layer"`` learns one spike amplitude a for the layer, starting at 1, ``"channel"`` one for each
-            channel; ``"fixed"`` sends plain spikes.
         channels: Number of channels C, dimension 1 of the input; needed by ``amplitude="channel"`` alone.
-        decay: Membrane decay tau in [0, 1]; where it is learned, in (0, 1), and this is where it starts.
-        threshold: Firing threshold theta > 0, in units of the membrane potential.
-        learn_decay: Learn tau, one for the layer, as the sigmoid of a parameter (Fang et al. 2021, arXiv 2007.05785).
-        learn_threshold: Learn theta, one for the layer.
-        reset: ``"hard"`` sets the membrane potential to 0 after a spike, ``"soft"`` subtracts the threshold.
-        detach_reset: Cut the gradient that flows through the reset.
-        surrogate: Surrogate gradient: ``"rectangular"``, ``"triangular"`` or ``"arctan"``.
+        options: As in :class:`NeuronOptions`.
 
     Raises:
         ValueError: An argument is outside its range; the message names it.
@@ -82,45 +112,23 @@ class SpikingNeuron(nn.Module):
 
     threshold: Tensor
 
-    def __init__(
-        self,
-        timesteps: int,
-        *,
-        amplitude: AmplitudeKind = "layer",
-        channels: int | None = None,
-        decay: float = functional.DECAY,
-        threshold: float = functional.THRESHOLD,
-        learn_decay: bool = False,
-        learn_threshold: bool = False,
-        reset: functional.Reset = "hard",
-        detach_reset: bool = False,
-        surrogate: functional.Surrogate = "rectangular",
-    ) -> None:
+    def __init__(self, timesteps: int, *, channels: int | None = None, **options: Any) -> None:
         super().__init__()
-        check_options(
-            timesteps,
-            amplitude=amplitude,
-            decay=decay,
-            threshold=threshold,
-            learn_decay=learn_decay,
-            learn_threshold=learn_threshold,
-            reset=reset,
-            detach_reset=detach_reset,
-            surrogate=surrogate,
-        )
+        check_timesteps(timesteps)
+        chosen = NeuronOptions(**options)
         self._timesteps = timesteps
-        self.reset = reset
-        self.detach_reset = detach_reset
-        self.surrogate = surrogate
+        self.reset = chosen.reset
+        self.detach_reset = chosen.detach_reset
+        self.surrogate = chosen.surrogate
         self.is_encoder = False
         self._static_input = False
-        self._decay = float(decay)
-        self.raw_decay = nn.Parameter(torch.tensor([float(decay)]).logit()) if learn_decay else None
-        if learn_threshold:
-            self.threshold = nn.Parameter(torch.tensor([float(threshold)]))
+        self._decay = float(chosen.decay)
+        self.raw_decay = nn.Parameter(torch.tensor([self._decay]).logit()) if chosen.learn_decay else None
+        if chosen.learn_threshold:
+            self.threshold = nn.Parameter(torch.tensor([float(chosen.threshold)]))
         else:
-            self.register_buffer("threshold", torch.tensor(float(threshold)))
-        self.raw_amplitude = None if amplitude == "fixed" else nn.Parameter(_ones(amplitude, channels))
+            self.register_buffer("threshold", torch.tensor(float(chosen.threshold)))
+        self.raw_amplitude = None if chosen.amplitude == "fixed" else nn.Parameter(_ones(chosen.amplitude, channels))
 
     @property
     def timesteps(self) -> int:
@@ -220,7 +228,7 @@ class TernaryIF(TernaryLIF):
         ValueError: An argument is outside its range, or ``decay`` or ``learn_decay`` is given another value.
     """
 
-    def __init__(self, timesteps: int, *, channels: int | None = None, **options: Unpack[NeuronOptions]) -> None:
+    def __init__(self, timesteps: int, *, channels: int | None = None, **options: Any) -> None:
         # the default decay comes along where a network is built from a configuration
         if options.get("decay", 1.0) not in (1.0, functional.DECAY) or options.get("learn_decay"):
             raise ValueError("an integrate-and-fire neuron does not leak: leave decay and learn_decay as they are")
@@ -260,7 +268,7 @@ class ComplementedTernaryLIF(TernaryLIF):
         *,
         variant: Literal["static", "events"] = "static",
         channels: int | None = None,
-        **options: Unpack[NeuronOptions],
+        **options: Any,
     ) -> None:
         super().__init__(timesteps, channels=channels, **options)
         if variant not in ("static", "events"):
@@ -284,33 +292,6 @@ NEURONS: dict[str, Callable[..., SpikingNeuron]] = {
     "ctsn_events": partial(ComplementedTernaryLIF, variant="events"),
 }
 """Neurons by the names that configurations use; each is called with T, ``channels`` and :class:`NeuronOptions`."""
-
-
-def check_options(timesteps: Any, **options: Unpack[NeuronOptions]) -> None:
-    """Check the options of a neuron, whoever holds them.
-
-    Raises:
-        ValueError: One of them is out of range or of another type; the message names it.
-    """
-    check_timesteps(timesteps)
-    amplitude, decay, threshold = options["amplitude"], options["decay"], options["threshold"]
-    if amplitude not in ("layer", "channel", "fixed"):
-        raise ValueError(
-            f"amplitude must be 'layer' or 'channel' (one is learned for each) or 'fixed' (always 1), got {amplitude!r}"
-        )
-    if not _is_number(decay) or not 0 <= decay <= 1:
-        raise ValueError(f"decay must be a number in [0, 1], got {decay!r}")
-    if options["learn_decay"] and decay in (0, 1):
-        raise ValueError(f"a learned decay starts between 0 and 1, where its sigmoid can be; got decay={decay!r}")
-    if not _is_number(threshold) or not (threshold > 0 and math.isfinite(threshold)):
-        raise ValueError(f"threshold must be a positive number, got {threshold!r}")
-    for name in ("learn_decay", "learn_threshold", "detach_reset"):
-        if not isinstance(options[name], bool):
-            raise ValueError(f"{name} must be true or false, got {options[name]!r}")
-    if options["reset"] not in ("hard", "soft"):
-        raise ValueError(f"reset must be 'hard' or 'soft', got {options['reset']!r}")
-    if options["surrogate"] not in SURROGATES:
-        raise ValueError(f"surrogate must be one of {sorted(SURROGATES)}, got {options['surrogate']!r}")
 
 
 def check_timesteps(timesteps: Any) -> None:

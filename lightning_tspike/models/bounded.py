@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..files.bounds import MOST_TENSORS, check_frames, plain
-from ..network.config import NetworkConfig
+from ..network.config import OWN, NetworkConfig
 from ..network.spiking_network import SpikingNetwork
 from .create import check_name, create_network
 
@@ -22,7 +22,7 @@ __all__ = ["create_within"]
 _MOST = 1 << 16  # of any number and any list in backbone_kwargs
 
 
-def create_within(config: NetworkConfig, numbers: int) -> SpikingNetwork:
+def create_within(config: NetworkConfig, numbers: int, model: nn.Module | None = None) -> SpikingNetwork:
     """As :func:`lightning_tspike.models.create_network`, but no larger than the weights that are there.
 
     Random numbers of a training run are not used up: the initial weights are replaced at once.
@@ -30,6 +30,7 @@ def create_within(config: NetworkConfig, numbers: int) -> SpikingNetwork:
     Args:
         config: What a file says the network is.
         numbers: How many numbers its weights have.
+        model: As for ``create_network``; what the user gives is not bounded.
 
     Raises:
         ValueError: The network is larger, has more time steps or larger inputs than any; otherwise as
@@ -37,6 +38,8 @@ def create_within(config: NetworkConfig, numbers: int) -> SpikingNetwork:
     """
     _check_options(plain(config.backbone_kwargs))
     check_frames([config.in_chans], config.timesteps)
+    if config.backbone.startswith(OWN) or model is not None:
+        return create_network(config, model)
     check_name(config.backbone)
     options = {"num_classes": config.num_classes, "in_chans": config.in_chans, **config.backbone_kwargs}
     limit = 2 * numbers + 10_000  # twice: folding can have merged norms into layers

@@ -6,11 +6,14 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import timm
 from timm.layers import to_2tuple
+from torch import nn
 
-from ..network.config import NetworkConfig
+from ..network.config import OWN, NetworkConfig
+from ..network.own import own_network
 from ..network.spiking_network import SpikingNetwork
 from ..network.swapping import ternarize
 
@@ -19,19 +22,29 @@ __all__ = ["NetworkConfig", "create_network"]
 _PARTS = re.compile("[a-z]+|[0-9]+")
 
 
-def create_network(config: NetworkConfig) -> SpikingNetwork:
+def create_network(config: NetworkConfig, model: nn.Module | None = None) -> SpikingNetwork:
     """Create the backbone by timm and ternarize it; weights are freshly initialised.
 
     Args:
         config: What to build.
+        model: Where ``config`` is of a network of your own: an instance of it, which becomes part of the result.
 
     Returns:
         The network, in train mode, with ``config`` attached.
 
     Raises:
         ValueError: No such backbone (close names are given), the backbone refuses an argument, or a neuron option is
-            out of range.
+            out of range; ``config`` is of a network of your own, and there is no ``model``, or the other way round.
     """
+    if config.backbone.startswith(OWN):
+        if model is None:
+            raise ValueError(
+                f"this network is of the class {config.backbone.removeprefix(OWN)}, and no file brings a class along; "
+                "give an instance: load_from_checkpoint(path, backbone=...) or zoo.load(path, model=...)"
+            )
+        return own_network(model, asdict(config))
+    if model is not None:
+        raise ValueError(f"this is a {config.backbone}, which is built by its name: leave the model out")
     check_name(config.backbone)
     try:
         model = timm.create_model(

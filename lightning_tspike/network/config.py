@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .. import functional
-from ..neurons import NEURONS, AmplitudeKind, NeuronOptions, check_options
+from ..neurons import NEURONS, NeuronOptions, check_timesteps
 
-__all__ = ["NetworkConfig"]
+__all__ = ["OWN", "NetworkConfig"]
+
+OWN = "class:"
+"""What stands before the name of a class in ``backbone``, where the network is the user's own."""
 
 _BARRED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(NeuronOptions):
     """All that determines a spiking network except its weights. Every value is a primitive that JSON can hold.
 
+    It has the options of its neurons as well, :class:`lightning_tspike.neurons.NeuronOptions`.
+
     Attributes:
-        backbone: Name of a registered timm model, e.g. ``"resnet34"`` or ``"tspike_resnet_small"``.
+        backbone: Name of a registered timm model, e.g. ``"resnet34"`` or ``"tspike_resnet_small"``; of a network of the
+            user's own, ``"class:"`` and the name of its class, which is never imported.
         num_classes: Number of classes K.
         in_chans: Channels C of an image or a frame; the length F of a vector.
         timesteps: Number of time steps T.
         neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
-        amplitude: ``"layer"``, ``"channel"`` or ``"fixed"``; this and the following up to ``surrogate`` as in
-            :class:`lightning_tspike.neurons.SpikingNeuron`.
-        decay: Membrane decay tau that the neurons start with.
-        threshold: Firing threshold theta that the neurons start with.
-        learn_decay: Whether the decay is learned.
-        learn_threshold: Whether the threshold is learned.
-        reset: ``"hard"`` or ``"soft"``.
-        detach_reset: Whether the gradient through the reset is cut.
-        surrogate: Surrogate gradient.
         freeze_cancelled: As in :func:`lightning_tspike.ternarize`.
         backbone_kwargs: Further arguments of the backbone, e.g. ``{"widths": [32, 64, 128]}``.
     """
@@ -42,14 +38,6 @@ class NetworkConfig:
     in_chans: int = 3
     timesteps: int = 4
     neuron: str = "ternary_lif"
-    amplitude: AmplitudeKind = "layer"
-    decay: float = functional.DECAY
-    threshold: float = functional.THRESHOLD
-    learn_decay: bool = False
-    learn_threshold: bool = False
-    reset: functional.Reset = "hard"
-    detach_reset: bool = False
-    surrogate: functional.Surrogate = "rectangular"
     freeze_cancelled: bool = True
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -62,7 +50,8 @@ class NetworkConfig:
             raise ValueError(f"backbone must be the name of a timm model, got {self.backbone!r}")
         if self.neuron not in NEURONS:
             raise ValueError(f"neuron must be one of {sorted(NEURONS)}, got {self.neuron!r}")
-        check_options(self.timesteps, **self.neuron_options())
+        check_timesteps(self.timesteps)
+        super().__post_init__()
         if not isinstance(self.freeze_cancelled, bool):
             raise ValueError(f"freeze_cancelled must be true or false, got {self.freeze_cancelled!r}")
         # These would make a checkpoint or a config.json fetch or open other files.
@@ -75,15 +64,6 @@ class NetworkConfig:
                 f"backbone_kwargs must hold only what JSON can hold, got {self.backbone_kwargs!r}: {error}"
             ) from None
 
-    def neuron_options(self) -> NeuronOptions:
-        """The options that every kind of neuron takes."""
-        return NeuronOptions(
-            amplitude=self.amplitude,
-            decay=self.decay,
-            threshold=self.threshold,
-            learn_decay=self.learn_decay,
-            learn_threshold=self.learn_threshold,
-            reset=self.reset,
-            detach_reset=self.detach_reset,
-            surrogate=self.surrogate,
-        )
+    def neuron_options(self) -> dict[str, Any]:
+        """The options of its neurons alone."""
+        return {option.name: getattr(self, option.name) for option in fields(NeuronOptions)}

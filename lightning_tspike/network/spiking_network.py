@@ -102,7 +102,8 @@ class SpikingNetwork(nn.Module):
         Raises:
             AttributeError: The model does not say.
         """
-        return self.model.num_classes  # type: ignore[return-value]
+        model: Any = self.model
+        return self.config.num_classes if self.config is not None else model.num_classes
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a fresh one, to train on other classes; timm's models know how.

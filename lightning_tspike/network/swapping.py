@@ -6,16 +6,16 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from typing_extensions import Unpack
 
 from ..graph.activations import ACTIVATIONS, activation_calls, is_activation, replace_module, take_hooks
 from ..graph.gauges import GaugeClasses, TrainingScales
 from ..graph.operations import channel_axis, layer_of
 from ..graph.tracing import TraceError, counts_on_batch, static_encoders, trace
-from ..neurons import NEURONS, NeuronOptions, SpikingNeuron
+from ..neurons import NEURONS, SpikingNeuron
 from .modularize import functions_to_modules
 from .spiking_network import SpikingNetwork
 
@@ -29,7 +29,7 @@ def ternarize(
     neuron: str = "ternary_lif",
     freeze_cancelled: bool = True,
     input_size: tuple[int, ...] | None = None,
-    **options: Unpack[NeuronOptions],
+    **options: Any,
 ) -> SpikingNetwork:
     """Turn a network into a spiking one, in place: each activation becomes a layer of spiking neurons.
 
@@ -53,8 +53,7 @@ def ternarize(
             norms in eval mode, where nothing is divided out, say False.
         input_size: (C, H, W) or (F,) of an example to trace the model on; default is what timm's model configuration
             says, with the channels of the first convolution, or what the first linear layer of a model without reads.
-        options: Options of the neurons, as in :class:`lightning_tspike.neurons.SpikingNeuron`: ``amplitude``,
-            ``decay``, ``threshold``, ``learn_decay``, ``learn_threshold``, ``reset``, ``detach_reset``, ``surrogate``.
+        options: Options of the neurons, as in :class:`lightning_tspike.neurons.NeuronOptions`.
 
     Returns:
         The network: [B, C, H, W] or [B, T, C, H, W] -> [B, K]; of vectors, [B, F] or [B, T, F] -> [B, K].
@@ -167,7 +166,7 @@ def _warn_of_calls(graph: fx.Graph, activations: Mapping[str, nn.Module]) -> Non
         )
 
 
-def _by_layer(options: NeuronOptions) -> NeuronOptions:
+def _by_layer(options: dict[str, Any]) -> dict[str, Any]:
     """The same options, with one amplitude where channels cannot be told apart."""
     return {**options, "amplitude": "layer"} if options.get("amplitude") == "channel" else options
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ..files.bounds import check_label_names, check_tensors, plain
 from ..files.input_spec import InputSpec
@@ -41,13 +42,16 @@ class CheckpointError(ValueError):
 
 
 @torch.inference_mode(False)  # weights that were made within it could be used nowhere else
-def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> SavedNetwork:
+def read_checkpoint(
+    path: str | Path, config: NetworkConfig | None = None, model: nn.Module | None = None
+) -> SavedNetwork:
     """Rebuild a network from a checkpoint of :class:`lightning_tspike.TernarySNNModule`. Nothing in it is ever run.
 
     Args:
         path: The file.
         config: What the network was built from; by default the checkpoint's hyperparameters say it. For checkpoints of
             a module of your own that keeps its network in ``network``.
+        model: Where the network is your own: an instance of it, see :func:`lightning_tspike.models.create_network`.
 
     Returns:
         The network, in train mode on the CPU, what its input is (the datamodule's ``preprocessing``) and its class
@@ -86,7 +90,7 @@ def read_checkpoint(path: str | Path, config: NetworkConfig | None = None) -> Sa
     if config is None:
         config = _config(saved.get("hyper_parameters", {}), path)
     try:
-        network = create_within(config, sum(tensor.numel() for tensor in weights.values()))
+        network = create_within(config, sum(tensor.numel() for tensor in weights.values()), model)
     except Exception as error:  # what a hostile argument does to a model's constructor can be anything
         raise CheckpointError(f"{path} describes no network that can be built: {error}") from error
     try:

@@ -181,7 +181,11 @@ def read_manifest(path: str | Path, *, sha256: str | None = None) -> Manifest:
 
 
 def read_folder(
-    path: str | Path, *, precision: Precision | None = None, sha256: str | None = None
+    path: str | Path,
+    *,
+    precision: Precision | None = None,
+    sha256: str | None = None,
+    model: nn.Module | None = None,
 ) -> tuple[SpikingNetwork, Manifest]:
     """Read a network from a folder that :func:`write_folder` wrote.
 
@@ -189,6 +193,7 @@ def read_folder(
         path: The folder.
         precision: Which file of weights to read; by default the most precise that is there. The network is float32.
         sha256: As for :func:`read_manifest`.
+        model: Where the network is your own: an instance of it, see :func:`lightning_tspike.models.create_network`.
 
     Returns:
         The network, in eval mode on the CPU, and its manifest.
@@ -198,23 +203,30 @@ def read_folder(
             not exactly those of the network it describes.
     """
     manifest = read_manifest(path, sha256=sha256)
-    return read_network(path, manifest, precision=precision), manifest
+    return read_network(path, manifest, precision=precision, model=model), manifest
 
 
 @torch.inference_mode(False)  # weights that were made within it could be used nowhere else
-def read_network(path: str | Path, manifest: Manifest, *, precision: Precision | None = None) -> SpikingNetwork:
+def read_network(
+    path: str | Path,
+    manifest: Manifest,
+    *,
+    precision: Precision | None = None,
+    model: nn.Module | None = None,
+) -> SpikingNetwork:
     """As :func:`read_folder`, where its ``config.json`` has been read already.
 
     Args:
         path: The folder.
         manifest: What :func:`read_manifest` has read of it.
         precision: As for :func:`read_folder`.
+        model: As for :func:`read_folder`.
     """
     path = Path(path)
     chosen = _choose(manifest, precision, path)
     file = path / FILES[chosen]
     _check_file(own_file(file), manifest.weights.get(chosen))
-    network = _build(manifest, path / CONFIG, numbers_in(file))
+    network = _build(manifest, path / CONFIG, numbers_in(file), model)
     weights = read_weights(file)
     _shape_neurons(network, manifest.amplitudes, weights)
     for name, parameter in network.model.named_parameters():  # older folders have scalars
@@ -266,9 +278,9 @@ def _check_file(file: Path, facts: WeightsFile | None) -> None:
         )
 
 
-def _build(manifest: Manifest, file: Path, numbers: int) -> SpikingNetwork:
+def _build(manifest: Manifest, file: Path, numbers: int, model: nn.Module | None) -> SpikingNetwork:
     try:
-        network = create_within(manifest.network, numbers)
+        network = create_within(manifest.network, numbers, model)
         network.rewrites = Rewrites(manifest.sum_pools, manifest.merged_norms)
         network.rewrites.apply(network.model)
     except Exception as error:  # what a hostile argument does to a model's constructor can be anything

@@ -29,6 +29,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     timesteps: int | None = None,
+    model: torch.nn.Module | None = None,
 ) -> SpikingNetwork:
     """Load a network, ready to classify.
 
@@ -42,6 +43,7 @@ def load(
         device: Where to put the network; default is the CPU.
         dtype: What to convert it to; it is float32 whatever the precision of the file.
         timesteps: Number of time steps T for which it is shown an image; default is that of its training.
+        model: Where the network is of a class of your own, which no file brings along: an instance of it.
 
     Returns:
         The network in eval mode: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, K]. Its
@@ -57,7 +59,7 @@ def load(
     """
     if timesteps is not None:
         check_timesteps(timesteps)  # before anything is fetched
-    network, _ = load_with_config(name_or_path, folded=folded, precision=precision)
+    network, _ = load_with_config(name_or_path, folded=folded, precision=precision, model=model)
     if timesteps is not None:
         network.timesteps = timesteps
     with torch.inference_mode(False):
@@ -65,10 +67,14 @@ def load(
 
 
 def load_with_config(
-    name_or_path: str | os.PathLike[str], *, folded: bool = True, precision: Precision | None = None
+    name_or_path: str | os.PathLike[str],
+    *,
+    folded: bool = True,
+    precision: Precision | None = None,
+    model: torch.nn.Module | None = None,
 ) -> tuple[SpikingNetwork, Manifest]:
     """As :func:`load`, and the contents of its ``config.json`` (of a checkpoint: what that would be)."""
-    return open_source(name_or_path).read(folded=folded, precision=precision)
+    return open_source(name_or_path).read(folded=folded, precision=precision, model=model)
 
 
 def transforms(name_or_path: str | os.PathLike[str]) -> Callable[[Any], torch.Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
+from torch import nn
 
 from ..files.bounds import MOST_FOLDED_TIMESTEPS
 from ..files.input_spec import InputSpec
@@ -69,7 +70,9 @@ class Source(ABC):
     """A network that can be read."""
 
     @abstractmethod
-    def read(self, *, folded: bool = True, precision: Precision | None = None) -> tuple[SpikingNetwork, Manifest]:
+    def read(
+        self, *, folded: bool = True, precision: Precision | None = None, model: nn.Module | None = None
+    ) -> tuple[SpikingNetwork, Manifest]:
         """The network in eval mode on the CPU, and its manifest; for arguments and errors see ``zoo.load``."""
 
     @abstractmethod
@@ -101,8 +104,10 @@ class FolderSource(Source):
     path: Path
     sha256: str | None = None
 
-    def read(self, *, folded: bool = True, precision: Precision | None = None) -> tuple[SpikingNetwork, Manifest]:
-        return _read(*self.fetch("config"), folded, precision)
+    def read(
+        self, *, folded: bool = True, precision: Precision | None = None, model: nn.Module | None = None
+    ) -> tuple[SpikingNetwork, Manifest]:
+        return _read(*self.fetch("config"), folded, precision, model)
 
     def read_input_spec(self) -> InputSpec | None:
         return self.fetch("config")[1].preprocessing
@@ -132,9 +137,11 @@ class HubSource(Source):
     sha256: str | None = None
     folder_of_that_name: Path | None = None
 
-    def read(self, *, folded: bool = True, precision: Precision | None = None) -> tuple[SpikingNetwork, Manifest]:
+    def read(
+        self, *, folded: bool = True, precision: Precision | None = None, model: nn.Module | None = None
+    ) -> tuple[SpikingNetwork, Manifest]:
         needs: Needs = "weights" if folded else "unfolded"
-        return self._use(lambda folder, manifest: _read(folder, manifest, folded, precision), needs, precision)
+        return self._use(lambda folder, manifest: _read(folder, manifest, folded, precision, model), needs, precision)
 
     def read_input_spec(self) -> InputSpec | None:
         return self.fetch("config")[1].preprocessing
@@ -173,12 +180,14 @@ class CheckpointSource(Source):
 
     path: Path
 
-    def read(self, *, folded: bool = True, precision: Precision | None = None) -> tuple[SpikingNetwork, Manifest]:
+    def read(
+        self, *, folded: bool = True, precision: Precision | None = None, model: nn.Module | None = None
+    ) -> tuple[SpikingNetwork, Manifest]:
         if precision not in (None, "float32"):
             raise ZooError(
                 f"{self.path} is a checkpoint, whose weights are float32: precision={precision!r} is for folders"
             )
-        network, spec, label_names = self.read_saved()
+        network, spec, label_names = read_checkpoint(self.path, model=model)
         if folded and network.timesteps > MOST_FOLDED_TIMESTEPS:
             raise ZooError(
                 f"{self.path} has {network.timesteps} timesteps, and folding runs them all: above "
@@ -204,13 +213,13 @@ class CheckpointSource(Source):
 
 
 def _read(
-    folder: Path, manifest: Manifest, folded: bool, precision: Precision | None
+    folder: Path, manifest: Manifest, folded: bool, precision: Precision | None, model: nn.Module | None
 ) -> tuple[SpikingNetwork, Manifest]:
     if folded:
-        return read_network(folder, manifest, precision=precision), manifest
+        return read_network(folder, manifest, precision=precision, model=model), manifest
     if manifest.unfolded is None:
         raise ZooError(f"{folder} holds a network that was published folded alone: load it with folded=True")
-    return read_folder(folder / UNFOLDED, sha256=manifest.unfolded)
+    return read_folder(folder / UNFOLDED, sha256=manifest.unfolded, model=model)
 
 
 def _names_of(needs: Needs, manifest: Manifest, precision: Precision | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import random
 from contextlib import nullcontext
@@ -14,14 +13,13 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from .. import functional
 from .._batches import images_of, targets_of
 from .._seeding import epoch_seed, epoch_to_come, run_seed
 from ..conversion.ann import load_ann
@@ -31,14 +29,20 @@ from ..kernels import can_compile
 from ..memory import MemoryMode
 from ..models import create_network
 from ..network.config import NetworkConfig
+from ..network.own import own_network
+from ..network.spiking_network import SpikingNetwork
 from ..store.checkpoint import LABEL_NAMES, PREPROCESSING, reshape_scalars
 from ..store.loading import load_with_config
-from .losses import distillation_loss, membrane_regularization, tet_loss
+from .losses import membrane_regularization
+from .objective import Objective
+from .optimization import OptimizerOptions
+from .options import options_of, takes
 from .schedules import create_schedule
 
 __all__ = ["TernarySNNModule"]
 
 
+@takes(NetworkConfig, Objective, OptimizerOptions)
 class TernarySNNModule(L.LightningModule):
     """A backbone with spiking neurons, trained on the cross-entropy of the time-averaged logits or another loss.
 
@@ -48,56 +52,27 @@ class TernarySNNModule(L.LightningModule):
     ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie in [0, 1].
 
     Args:
-        backbone: A timm model whose activations are modules, e.g. ``"resnet34"``, ``"vgg16_bn"``,
-            ``"tspike_resnet_small"``.
-        num_classes: Number of classes K.
+        backbone: A timm model, e.g. ``"resnet34"``, ``"vgg16_bn"``, ``"tspike_resnet_small"``; or a network of your
+            own: any module, which :func:`lightning_tspike.ternarize` makes spiking, or what that function gave. Files
+            know only the name of its class: give it again on loading (``load_from_checkpoint(path, backbone=...)``,
+            ``zoo.load(path, model=...)``).
+        num_classes: Number of classes K; a network of your own knows them itself.
         timesteps: Number of time steps T.
         in_chans: Channels C of an image or a frame; the length F of the vectors [B, F] or [B, T, F] of a backbone whose
             ``pretrained_cfg`` has ``input_size=(F,)``.
-        neuron: Kind of neuron: ``"ternary_lif"``, ``"ternary_if"``, ``"binary_lif"`` (the baseline), ``"ctsn"`` or
-            ``"ctsn_events"`` (:data:`lightning_tspike.neurons.NEURONS`).
-        amplitude: ``"layer"`` learns one spike amplitude per neuron layer, ``"channel"`` one per channel, ``"fixed"``
-            keeps it at 1 (the vanilla ternary spike).
-        decay: Membrane decay tau in [0, 1].
-        threshold: Firing threshold theta > 0.
-        learn_decay: Learn tau, one per neuron layer.
-        learn_threshold: Learn theta, one per neuron layer.
-        reset: ``"hard"`` or ``"soft"``, as in :class:`lightning_tspike.neurons.SpikingNeuron`.
-        detach_reset: Cut the gradient through the reset.
-        surrogate: ``"rectangular"``, ``"triangular"`` or ``"arctan"`` (:mod:`lightning_tspike.surrogate`).
-        freeze_cancelled: Keep amplitudes at 1 that a norm divides out wherever they go; see
-            :func:`lightning_tspike.ternarize`.
-        backbone_kwargs: Further arguments of the backbone.
         pretrained: Start from a trained ANN: True for timm's pretrained weights of the backbone (a tag may follow its
             name, ``"resnet50.a1_in1k"``), or the path of a file with a state_dict. When the fit begins, the neurons
             are fitted to it on training images (:func:`lightning_tspike.conversion.calibrate`); until then the
             network has the ANN's weights alone. A checkpoint never asks for the ANN again.
         calibration_images: How many training images that takes.
-        loss: What training minimises: ``"ce"``, the cross-entropy of the time-averaged logits, or ``"tet"``
-            (:func:`lightning_tspike.training.tet_loss`). Validation and test log the cross-entropy.
-        label_smoothing: Share of the target probability that is spread over all classes, in [0, 1]; in training alone.
-        tet_weight: Weight of the regularising term of ``"tet"``, in [0, 1].
-        tmpr_weight: Weight of :func:`lightning_tspike.training.membrane_regularization`, added in training; 0 for none.
-        teacher: A trained ANN to learn from (:func:`lightning_tspike.training.distillation_loss`): a timm model, e.g.
-            ``"resnet50.a1_in1k"``, that knows the same classes and takes the same images. It is loaded when the fit
-            begins and is part of no checkpoint.
-        teacher_weights: File with the teacher's state_dict; None for timm's pretrained weights.
-        teacher_weight: Share of the distillation in the loss, in [0, 1].
-        teacher_temperature: Its temperature.
         memory: What a training step keeps for its backward pass: ``"full"``, ``"packed"`` (spikes at 2 bits each) or
             ``"lean"`` (blocks by their inputs alone, computed again); see :mod:`lightning_tspike.memory`. Gradients are
             the same.
         compile: Compile the network (``torch.compile``) for every run of a Trainer. The first steps then take up to a
             minute, the others less time; where no compiler is found, a warning says so and the network runs as it is.
-            On batches that a callback looks into, it runs as it is, too. What is kept for the backward pass is up to
+            On batches that a callback observes, it also runs as it is. What is kept for the backward pass is up to
             torch, so ``memory`` must be ``"full"``.
-        opt: Optimizer, a name that timm.optim knows.
-        lr: Learning rate at its peak.
-        momentum: Momentum, for the optimizers that have one.
-        weight_decay: Weight decay; amplitudes, biases and batch norms are exempt.
-        sched: Learning-rate schedule, a name that timm.scheduler knows; ``"none"`` for none. It is updated after every
-            epoch, or after every step where the trainer has ``max_steps`` or ``max_time`` alone.
-        warmup_epochs: Epochs over which the learning rate rises linearly to its peak.
+        options: Those of NetworkConfig, Objective and OptimizerOptions.
 
     Raises:
         ValueError: Unknown backbone (the message has close names), or a number out of range.
@@ -111,87 +86,37 @@ class TernarySNNModule(L.LightningModule):
 
     def __init__(
         self,
-        backbone: str = "resnet34",
+        backbone: str | nn.Module = "resnet34",
         num_classes: int = 1000,
         timesteps: int = 4,
         in_chans: int = 3,
-        neuron: str = "ternary_lif",
-        amplitude: Literal["layer", "channel", "fixed"] = "layer",
-        decay: float = functional.DECAY,
-        threshold: float = functional.THRESHOLD,
-        learn_decay: bool = False,
-        learn_threshold: bool = False,
-        reset: Literal["hard", "soft"] = "hard",
-        detach_reset: bool = False,
-        surrogate: Literal["rectangular", "triangular", "arctan"] = "rectangular",
-        freeze_cancelled: bool = True,
-        backbone_kwargs: dict[str, Any] | None = None,
+        *,
         pretrained: bool | str = False,
         calibration_images: int = 512,
-        loss: Literal["ce", "tet"] = "ce",
-        label_smoothing: float = 0.0,
-        tet_weight: float = 1e-3,
-        tmpr_weight: float = 0.0,
-        teacher: str | None = None,
-        teacher_weights: str | None = None,
-        teacher_weight: float = 0.5,
-        teacher_temperature: float = 4.0,
         memory: MemoryMode = "full",
         compile: bool = False,
-        opt: str = "sgd",
-        lr: float = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-4,
-        sched: str = "cosine",
-        warmup_epochs: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        if loss not in ("ce", "tet"):
-            raise ValueError(f"loss must be 'ce' or 'tet', got {loss!r}")
-        shares = {"tet_weight": tet_weight, "teacher_weight": teacher_weight, "label_smoothing": label_smoothing}
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {share!r}")
-        if tmpr_weight < 0:
-            raise ValueError(f"tmpr_weight must not be negative, got {tmpr_weight!r}")
-        if teacher_temperature <= 0:
-            raise ValueError(f"teacher_temperature must be positive, got {teacher_temperature!r}")
-        if calibration_images < 2:
-            raise ValueError(f"calibration_images must be at least 2, got {calibration_images!r}")
-        if compile and memory != "full":
-            raise ValueError(
-                f"compile=True decides by itself what is kept for the backward pass: leave memory at 'full' (it is "
-                f"{memory!r}), or compile=False"
-            )
-        if tmpr_weight and (compile or memory == "lean"):
-            raise ValueError(
-                f"tmpr_weight={tmpr_weight!r} needs the membrane potentials of every layer, which compile=True and "
-                "memory='lean' do not keep: use memory='packed' and compile=False"
-            )
-        optimizers = [str(name) for name in list_optimizers()]
-        if opt.lower().removeprefix("lookahead_") not in optimizers:
-            close = difflib.get_close_matches(opt, optimizers, n=3) or optimizers
-            raise ValueError(f"timm has no optimizer {opt!r}; it has {', '.join(close)}")
-        self.save_hyperparameters()
-        self.network = create_network(
-            NetworkConfig(
-                backbone,
-                num_classes=num_classes,
-                in_chans=in_chans,
-                timesteps=timesteps,
-                neuron=neuron,
-                amplitude=amplitude,
-                decay=decay,
-                threshold=threshold,
-                learn_decay=learn_decay,
-                learn_threshold=learn_threshold,
-                reset=reset,
-                detach_reset=detach_reset,
-                surrogate=surrogate,
-                freeze_cancelled=freeze_cancelled,
-                backbone_kwargs=backbone_kwargs or {},
-            )
+        # not by super(), which save_hyperparameters takes for a sign that every option is a local variable
+        L.LightningModule.__init__(self)
+        self.objective = Objective(**options_of(Objective, options))
+        optimizer = OptimizerOptions(**options_of(OptimizerOptions, options))
+        _check_together(self.objective, calibration_images, memory, compile)
+        shape = {"num_classes": num_classes, "timesteps": timesteps, "in_chans": in_chans, **options}
+        self.network = _build(backbone, shape, pretrained)
+        config = self.network.config
+        self.save_hyperparameters(
+            {
+                **asdict(config),
+                **asdict(optimizer),
+                **{**vars(self.objective), "loss": self.objective.loss_name},
+                "pretrained": pretrained,
+                "calibration_images": calibration_images,
+                "memory": memory,
+                "compile": compile,
+            }
         )
+        num_classes = config.num_classes
         self.network.memory = memory
         self._is_compiled = False
         self._is_real_fit = False  # a tuner (learning rate, batch size) tries steps before on_fit_start
@@ -203,12 +128,12 @@ class TernarySNNModule(L.LightningModule):
         if pretrained:
             weights = None if pretrained is True else pretrained
             self._anns["start"] = load_ann(
-                backbone,
+                config.backbone,
                 weights,
-                num_classes=num_classes,
-                in_chans=in_chans,
+                num_classes=config.num_classes,
+                in_chans=config.in_chans,
                 fresh_classifier=True,
-                **(backbone_kwargs or {}),
+                **config.backbone_kwargs,
             )
             copy_weights(self.network, self._anns["start"])
         top = {"acc1": 1, "acc5": 5} if num_classes > 5 else {"acc1": 1}
@@ -287,26 +212,20 @@ class TernarySNNModule(L.LightningModule):
 
     def _training_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The loss, shape [], and the logits [B, K] averaged over time."""
-        hp = self.hparams
-        listening: Any = membrane_regularization(self.network) if hp["tmpr_weight"] else nullcontext([])
+        weight = self.objective.tmpr_weight
+        listening: Any = membrane_regularization(self.network) if weight else nullcontext([])
         with listening as terms:
             per_step = self.network(x, per_step=True)  # [T, B, K]
-        logits = per_step.mean(0)
-        smoothing = hp["label_smoothing"]
-        if hp["loss"] == "tet":
-            loss = tet_loss(per_step, y, weight=hp["tet_weight"], label_smoothing=smoothing)
-        else:
-            loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
+        taught: Tensor | None = None
         if teacher := self._anns.get("teacher"):
             if x.ndim != 4:
                 raise ValueError(f"a teacher looks at still images [B, C, H, W], got shape {tuple(x.shape)}")
             with torch.no_grad():
                 taught = teacher(x)
-            distillation = distillation_loss(logits, taught, temperature=hp["teacher_temperature"])
-            loss = (1 - hp["teacher_weight"]) * loss + hp["teacher_weight"] * distillation
+        loss = self.objective.of(per_step, y, taught=taught)
         if terms:
-            loss = loss + hp["tmpr_weight"] * torch.stack(terms).mean()
-        return loss, logits
+            loss = loss + weight * torch.stack(terms).mean()
+        return loss, per_step.mean(0)
 
     def setup(self, stage: str) -> None:
         if not self.hparams["compile"] or self._is_compiled:
@@ -326,9 +245,12 @@ class TernarySNNModule(L.LightningModule):
         self._is_real_fit = True
         if self._planned_lr not in (None, hp["lr"]):  # Lightning's LearningRateFinder has just set another
             self.trainer.strategy.setup_optimizers(self.trainer)
-        if hp["teacher"]:
+        if self.objective.teacher:
             teacher = load_ann(
-                hp["teacher"], hp["teacher_weights"], num_classes=hp["num_classes"], in_chans=hp["in_chans"]
+                self.objective.teacher,
+                self.objective.teacher_weights,
+                num_classes=hp["num_classes"],
+                in_chans=hp["in_chans"],
             )
             self._anns["teacher"] = teacher.requires_grad_(False).to(self.device)
         # last: no other random numbers may be drawn before Lightning makes the loader's iterator
@@ -390,3 +312,29 @@ class TernarySNNModule(L.LightningModule):
             scheduler.step(self.current_epoch + 1, metric)
         else:
             scheduler.step_update(self.trainer.global_step, metric)
+
+
+def _check_together(objective: Objective, calibration_images: int, memory: str, compile: bool) -> None:
+    """Refuse what does not go together, or is out of range."""
+    if calibration_images < 2:
+        raise ValueError(f"calibration_images must be at least 2, got {calibration_images!r}")
+    if compile and memory != "full":
+        raise ValueError(
+            f"compile=True decides by itself what is kept for the backward pass: leave memory at 'full' (it is "
+            f"{memory!r}), or compile=False"
+        )
+    if objective.tmpr_weight and (compile or memory == "lean"):
+        raise ValueError(
+            f"tmpr_weight={objective.tmpr_weight!r} needs the membrane potentials of every layer, which compile=True "
+            "and memory='lean' do not keep: use memory='packed' and compile=False"
+        )
+
+
+def _build(backbone: str | nn.Module, shape: dict[str, Any], pretrained: bool | str) -> SpikingNetwork:
+    """The network: built by name, or the user's own, made spiking if it is not yet."""
+    if isinstance(backbone, str):
+        shape["backbone_kwargs"] = shape.get("backbone_kwargs") or {}
+        return create_network(NetworkConfig(backbone, **shape))
+    if pretrained:
+        raise ValueError("pretrained= is for backbones by name: load the weights into your network before you give it")
+    return own_network(backbone, shape)

@@ -18,7 +18,7 @@ import torch
 
 from lightning_tspike import zoo
 from lightning_tspike.cli.user_errors import explained
-from lightning_tspike.neurons import check_options
+from lightning_tspike.neurons import check_timesteps
 
 
 def process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -236,7 +236,7 @@ def test_a_fault_of_the_program_keeps_its_traceback() -> None:
     with pytest.raises(ValueError, match="invalid literal"), explained():
         int("x")
     with pytest.raises(SystemExit, match="tspike: timesteps must be a whole number of at least 1, got 0"), explained():
-        check_options(0)
+        check_timesteps(0)
 
 
 def test_zoo_list(tspike: Callable[..., Any], tmp_path: Path) -> None:

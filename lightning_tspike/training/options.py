@@ -1,0 +1,72 @@
+"""A class that takes the options of several dataclasses, flat: each option is declared and documented once, there."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import textwrap
+from collections.abc import Callable
+from typing import Any, TypeVar, get_type_hints
+
+__all__ = ["options_of", "takes"]
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def takes(*kinds: type) -> Callable[[_Class], _Class]:
+    """Give a class whose ``__init__`` ends with ``**options`` the signature and the docstring of what they may be.
+
+    So ``help``, tab completion and LightningCLI (its ``--help`` and ``--print_config``) show every option with its
+    type, its default and its meaning. The line ``options:`` in the docstring is replaced by theirs.
+
+    Args:
+        kinds: Dataclasses with an ``Attributes:`` section. What the class names itself is left out.
+    """
+
+    def dress(cls: _Class) -> _Class:
+        init: Any = cls.__init__  # type: ignore[misc]
+        signature = inspect.signature(init)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        more = {
+            field.name: inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=hints[field.name]
+            )
+            for kind in kinds
+            for hints in [get_type_hints(kind)]
+            for field in dataclasses.fields(kind)
+            if field.name not in signature.parameters
+        }
+        init.__signature__ = signature.replace(parameters=[*own, *more.values()])
+        lines = [line for kind in kinds for name, line in _documented(kind) if name in more]
+        indented = textwrap.indent("\n".join(lines), " " * 8)
+        cls.__doc__ = "\n".join(
+            indented if line.strip().startswith("options:") else line for line in (cls.__doc__ or "").split("\n")
+        )
+        return cls
+
+    return dress
+
+
+def options_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options that ``kind`` has out of ``options``."""
+    return {field.name: options.pop(field.name) for field in dataclasses.fields(kind) if field.name in options}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+
+
+def _documented(kind: type) -> list[tuple[str, str]]:
+    """Name and text of each entry in the ``Attributes:`` sections of a dataclass and what it inherits from."""
+    found: list[tuple[str, str]] = []
+    for base in kind.__mro__:
+        text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
+        for line in textwrap.dedent(section).split("\n"):
+            if line.startswith(" ") and found:
+                found[-1] = (found[-1][0], f"{found[-1][1]}\n{line}")
+            elif line:
+                found.append((line.partition(":")[0], line))
+    return found
