@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from lightning_tspike._observe import watching
+from lightning_tspike._observe import observing
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork
 
@@ -96,7 +96,7 @@ def _measure(backbone: str, timesteps: int, batch: int, size: int) -> dict[str, 
 def _count_neurons(network: SpikingNetwork, image: torch.Tensor) -> int:
     """Neurons of all layers."""
     counts: list[int] = []
-    with torch.no_grad(), watching(network.neurons(), lambda _n, neuron, _x, y: counts.append(y.numel())):
+    with torch.no_grad(), observing(network.neurons(), lambda _n, neuron, _x, y: counts.append(y.numel())):
         network(image)
     return sum(counts) // network.timesteps
 

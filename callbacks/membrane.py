@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from .._observe import watching
+from .._observe import observing
 from ..functional import per_channel
 from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
@@ -103,7 +103,7 @@ class MembraneHistogram(BatchWatcher):
             new = self._count(neuron, neuron.membrane_potential(x))
             sums[name] = sums[name] + new if name in sums else new  # called more than once
 
-        with watching(network.neurons(), look):
+        with observing(network.neurons(), look):
             yield histograms
         edges = np.linspace(-self.span, self.span, self.bins + 1)
         for name, tensor in sums.items():

@@ -34,6 +34,8 @@ class Call:
         timesteps: Number of time steps T.
         is_static: Whether the neurons that end the static prefix get [B, ...], the same at every time step.
         on_spikes: Gets each neuron and its spikes, where somebody wants to see them.
+        recompute: Runs a block of layers so that it keeps its input alone and is computed again in the backward pass:
+            ``recompute(block, forward, *args, **kwargs)``. None where layers keep what they need.
         neurons: Those that have run in it.
     """
 
@@ -41,6 +43,7 @@ class Call:
         self.timesteps = timesteps
         self.is_static = is_static
         self.on_spikes: Callable[[Any, Tensor], None] | None = None
+        self.recompute: Callable[..., Any] | None = None
         self.neurons: set[Spiking] = set()
 
     def keep_while_differentiable(self, output: Any) -> None:

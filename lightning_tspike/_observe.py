@@ -1,4 +1,4 @@
-"""Look at what passes through layers while a network runs."""
+"""Observe what passes through layers while a network runs."""
 
 from __future__ import annotations
 
@@ -12,45 +12,48 @@ from torch import Tensor, nn
 
 from ._calls import in_backward
 
-__all__ = ["Look", "is_watched", "watched", "watching"]
+__all__ = ["Observer", "is_observed", "observed", "observing"]
 
-_watchers = 0  # of the whole process: a network may run in another thread than the one that watches
+# Of the whole process and changed under a lock: a network may run in another thread than the one that observes it. A
+# number and not a search of the network's hooks: torch.compile guards on it, so even a network that is compiled as a
+# whole, and looks at no hook that is added later, is traced again while somebody observes.
+_observers = 0
 _lock = Lock()
 
-Look = Callable[[str, Any, Tensor, Tensor], None]
+Observer = Callable[[str, Any, Tensor, Tensor], None]
 """Gets a layer's name, the layer, its input and its output."""
 
 
 @contextmanager
-def watching(modules: Mapping[str, nn.Module], look: Look) -> Iterator[None]:
-    """Show every call of these modules to ``look`` while the block lasts; it runs where gradients are recorded.
+def observing(modules: Mapping[str, nn.Module], observer: Observer) -> Iterator[None]:
+    """Show every call of these modules to ``observer`` while the block lasts; it runs where gradients are recorded.
 
     What a backward pass runs again, because it was not kept, has been shown before.
     """
 
     def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
         if not in_backward():
-            look(name, module, args[0], output)
+            observer(name, module, args[0], output)
 
-    with watched(), ExitStack() as hooks:
+    with observed(), ExitStack() as hooks:
         for name, module in modules.items():
             hooks.callback(module.register_forward_hook(partial(hook, name)).remove)
         yield
 
 
 @contextmanager
-def watched() -> Iterator[None]:
+def observed() -> Iterator[None]:
     """Say that layers have hooks that must be called: a compiled network knows nothing of them and runs as it is."""
-    global _watchers
+    global _observers
     with _lock:
-        _watchers += 1
+        _observers += 1
     try:
         yield
     finally:
         with _lock:
-            _watchers -= 1
+            _observers -= 1
 
 
-def is_watched() -> bool:
+def is_observed() -> bool:
     """Whether layers have hooks that must be called."""
-    return _watchers > 0
+    return _observers > 0

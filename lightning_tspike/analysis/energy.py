@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._observe import watching
+from .._observe import observing
 from .._tables import new_table, table_text
 from ..graph.operations import WEIGHTED
 from ..network.spiking_network import SpikingNetwork
@@ -179,7 +179,7 @@ def _operations(network: SpikingNetwork, images: Tensor) -> dict[str, _Operation
     network.eval()
     weighted = {name: module for name, module in network.model.named_modules() if isinstance(module, WEIGHTED)}
     try:
-        with watching(weighted, look):
+        with observing(weighted, look):
             network(images)
     finally:
         network.train(was_training)

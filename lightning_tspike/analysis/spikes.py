@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._observe import watching
+from .._observe import observing
 from ..network.spiking_network import SpikingNetwork
 
 __all__ = ["FiringRate", "entropy", "firing_rates"]
@@ -90,7 +90,7 @@ def firing_rates(network: SpikingNetwork) -> Iterator[dict[str, FiringRate]]:
             new = F.pad(new, (0, most - timesteps)) + F.pad(counts[name], (0, most - counts[name].shape[1]))
         counts[name] = new
 
-    with watching(network.neurons(), count):
+    with observing(network.neurons(), count):
         yield rates
     for name, (positive, negative, total) in ((n, c.tolist()) for n, c in counts.items()):
         rates[name] = FiringRate(

@@ -29,7 +29,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from .._batches import images_of
-from .._observe import watched
+from .._observe import observed
 from ..functional import per_channel
 from ..graph.operations import NORMS, Kind, absorbs, channel_axis, count_owners, kind_of, layer_of
 from ..graph.tracing import trace
@@ -186,7 +186,7 @@ def _record(ann: nn.Module, images: Tensor, axes: dict[str, int]) -> dict[str, _
 @contextmanager
 def _on_inputs(modules: Mapping[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """Have ``change(name, x)`` called on what modules get; they get its result instead."""
-    with watched(), ExitStack() as hooks:
+    with observed(), ExitStack() as hooks:
         for name, module in modules.items():
             hook = module.register_forward_pre_hook(lambda _m, args, name=name: (change(name, args[0]),))
             hooks.callback(hook.remove)

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from .._observe import Look, watching
+from .._observe import Observer, observing
 from ..files.weights import unusable
 from ..graph.activations import activation_calls
 from ..graph.gauges import GaugeClasses, TrainingScales
@@ -314,10 +314,10 @@ def _spike_signs(network: SpikingNetwork, example: Tensor) -> dict[str, Tensor]:
     return signs
 
 
-def _show_calls(network: SpikingNetwork, example: Tensor, kinds: tuple[type[nn.Module], ...], look: Look) -> None:
+def _show_calls(network: SpikingNetwork, example: Tensor, kinds: tuple[type[nn.Module], ...], look: Observer) -> None:
     """Run the network on an example and show each call of such a layer to ``look``."""
     modules = {name: module for name, module in network.model.named_modules() if isinstance(module, kinds)}
-    with torch.no_grad(), watching(modules, look):
+    with torch.no_grad(), observing(modules, look):
         network(example)
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 
 from .._batches import logits_of
 from .._calls import Call, running
-from .._observe import is_watched
+from .._observe import is_observed
 from ..graph.gauges import GaugeClasses, TrainingScales
 from ..graph.tracing import trace
-from ..memory import MEMORY_MODES, MemoryMode, keeping
+from ..memory import MemoryMode, keeping, set_up
 from ..neurons import SpikingNeuron, check_timesteps
 from .config import NetworkConfig
 from .features import are_maps, over_time
@@ -82,7 +82,8 @@ class SpikingNetwork(nn.Module):
     def memory(self) -> MemoryMode:
         """What a training step keeps for its backward pass: ``"full"``, ``"packed"`` or ``"lean"``; can be set.
 
-        See :mod:`lightning_tspike.memory`; gradients are the same.
+        See :mod:`lightning_tspike.memory`; gradients are the same. Layers that are replaced afterwards are computed
+        again in ``"lean"`` once it has been set again.
 
         Raises:
             ValueError: It is set to something else.
@@ -91,8 +92,7 @@ class SpikingNetwork(nn.Module):
 
     @memory.setter
     def memory(self, memory: MemoryMode) -> None:
-        if memory not in MEMORY_MODES:
-            raise ValueError(f"memory must be one of {MEMORY_MODES}, got {memory!r}")
+        set_up(self.model, memory)
         self._memory = memory
 
     @property
@@ -173,9 +173,9 @@ class SpikingNetwork(nn.Module):
                 told, or a tensor that has not one row for each image and time step.
         """
         call = self.call(x, timesteps)
-        with running(call), keeping(self.model, self.memory, call):
+        with running(call), keeping(self.memory, call):
             # nn.Module.compile() leaves forward as it is: hooks are called there
-            run = self.model.forward if is_watched() else self.model
+            run = self.model.forward if is_observed() else self.model
             output = run(self.fold_time(x, timesteps))  # [T*B, K]
         if not are_maps(output):
             output = logits_of(output)
@@ -208,7 +208,7 @@ class SpikingNetwork(nn.Module):
                 "ternarize what timm.create_model gives with features_only=True instead"
             )
         call = self.call(x)
-        with running(call), keeping(model, self.memory, call):
+        with running(call), keeping(self.memory, call):
             maps = model.forward_intermediates(self.fold_time(x), indices, **options)
         call.keep_while_differentiable(maps)
         return over_time(maps, call.timesteps, len(x), per_step=per_step, has_static=call.is_static)

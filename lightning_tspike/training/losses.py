@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._observe import watching
+from .._observe import observing
 from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
 
@@ -106,5 +106,5 @@ def membrane_regularization(network: SpikingNetwork) -> Iterator[list[Tensor]]:
         mean_square = u.square().unflatten(0, (neuron.timesteps, -1)).flatten(1).mean(1)  # [T]
         terms.append((mean_square / torch.arange(1, neuron.timesteps + 1, device=u.device)).mean())
 
-    with watching(network.neurons(), listen):
+    with observing(network.neurons(), listen):
         yield terms

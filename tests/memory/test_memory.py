@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_tspike import TernarySNNModule, kernels
 from lightning_tspike.analysis.spikes import firing_rates
 from lightning_tspike.callbacks import FiringRateMonitor
-from lightning_tspike.memory.keeping import PackedSpikes
+from lightning_tspike.memory.packed import PackedSpikes
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork, ternarize
 
@@ -230,9 +233,10 @@ def test_nothing_is_left_behind_by_an_error() -> None:
     with pytest.raises(RuntimeError):
         network(x)
     hook.remove()
-    assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
     assert not [name for name, module in network.named_modules() if module._forward_hooks]
     network(x).sum().backward()
+    network.memory = "full"
+    assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
 
 
 def test_compiled(tmp_path: Path) -> None:
@@ -369,3 +373,89 @@ def test_packed_refuses_weights_that_were_changed() -> None:
         network.model.stages[1][0].conv2.weight.mul_(1.1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_lean_leaves_the_network_as_it_is(tmp_path: Path) -> None:
+    """Names, weights' keys, a ``forward`` that somebody has set; and it goes with copies and pickled files."""
+    network, x = _odd()
+    own = network.model.pairs.forward
+    network.model.pairs.forward = own
+    before = [name for name, _ in network.named_modules()], list(network.state_dict())
+    network.memory = "lean"
+    assert ([name for name, _ in network.named_modules()], list(network.state_dict())) == before
+    want = _kept_bytes(network, x)
+    copied = copy.deepcopy(network)
+    assert _kept_bytes(copied, x) == want
+    del network.model.pairs.forward  # a bound method of its own cannot be pickled with its module
+    network.memory = "lean"
+    torch.save(network, tmp_path / "network.pt")
+    read = torch.load(tmp_path / "network.pt", weights_only=False)
+    assert _kept_bytes(read, x) == want
+    copied.memory = "full"
+    assert vars(copied.model.pairs)["forward"].__self__ is copied.model.pairs
+    assert [name for name, m in copied.named_modules() if "forward" in vars(m)] == ["model.pairs"]
+
+
+def test_lean_is_freed_at_once() -> None:
+    """Memory of the device comes back when the last reference to the network is gone, not when Python cleans up."""
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Flatten(), nn.Linear(64, 2))
+    network = ternarize(model, 2, input_size=(3, 4, 4))
+    del model
+    network.memory = "lean"
+    gc.collect()
+    conv = weakref.ref(network.model[0])
+    gc.disable()
+    try:
+        del network
+        assert conv() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("memory", ["packed", "lean"])
+def test_nothing_is_noted_on_tensors(memory: Any) -> None:
+    network, x = _odd()
+    network.memory = memory
+    noted: list[str] = []
+    for neuron in network.neurons().values():
+        neuron.register_forward_hook(lambda _module, _args, spikes: noted.extend(vars(spikes)))
+    network(x).sum().backward()
+    assert not noted
+
+
+def test_threads_need_not_take_turns_in_lean() -> None:
+    """Each waits in the middle of a block for the other one to be there as well."""
+    network, x = _odd()
+    network.memory = "lean"
+    meeting = threading.Barrier(2, timeout=20)
+
+    def meet(*_: Any) -> None:
+        meeting.wait()
+
+    hook = network.model.pairs.conv.register_forward_hook(meet)
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            network(x)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    hook.remove()
+    assert not failed
+
+
+def test_lean_runs_as_full_where_it_is_compiled_or_exported() -> None:
+    torch.compiler.reset()
+    network, x = _odd()
+    network.eval().memory = "lean"
+    with torch.no_grad():
+        want = network(x)
+        compiled = torch.compile(copy.deepcopy(network), backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), want)
+        torch.testing.assert_close(torch.export.export(network, (x,)).module()(x), want)

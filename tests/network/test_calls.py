@@ -94,6 +94,7 @@ def test_threads_train_a_network(lively: Build, switching: None, memory: Any) ->
         assert not isinstance(got, Exception), got
         for gradients in got:
             torch.testing.assert_close(gradients, want, rtol=1e-9, atol=1e-11)
+    network.memory = "full"
     assert not [name for name, module in network.named_modules() if "forward" in vars(module)]
 
 

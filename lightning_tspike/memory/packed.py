@@ -1,0 +1,158 @@
+"""Ternary spikes at 2 bits each, kept so for the backward pass by whatever saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..kernels import is_dense, per_channel
+from ..neurons import SpikingNeuron
+
+__all__ = ["CHANGED", "KeepPacked", "KnownSpikes", "PackedSpikes", "is_checkpointing"]
+
+_MAX_POOLS = {F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d}
+
+CHANGED = (
+    "one of the variables needed for gradient computation has been modified by an inplace operation: weights or inputs "
+    "were changed between the forward pass and backward()"
+)
+
+
+class PackedSpikes:
+    """Ternary spikes a * s at 2 bits each: 0, 1 and 2 for s = 0, +1 and -1, four to a byte, in the order of memory.
+
+    Args:
+        spikes: a * s, its elements filling memory without gaps.
+        amplitude: a > 0, shape [] or [C].
+    """
+
+    def __init__(self, spikes: Tensor, amplitude: Tensor) -> None:
+        self.amplitude = amplitude
+        self.dtype, self.shape, self.strides = spikes.dtype, spikes.shape, spikes.stride()
+        flat = spikes.as_strided((spikes.numel(),), (1,))
+        codes = (flat > 0).to(torch.uint8).add_(flat < 0, alpha=2)
+        codes = F.pad(codes, (0, -len(codes) % 4)).view(-1, 4)
+        self.codes = codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6
+
+    def unpack(self) -> Tensor:
+        """The spikes, bit for bit, in their dtype and memory format."""
+        table = _table(self.codes.device, self.dtype)  # [256, 4]
+        flat = table.index_select(0, self.codes.int()).view(-1)
+        spikes = flat[: self.shape.numel()].as_strided(self.shape, self.strides)
+        return spikes.mul_(per_channel(self.amplitude.to(self.dtype), spikes))
+
+
+class _Known:
+    """What is known of a tensor of ternary spikes, as long as nothing has written to it."""
+
+    def __init__(self, spikes: Tensor, amplitude: Tensor) -> None:
+        self.amplitude = amplitude
+        self.version = spikes._version
+        self.packed: PackedSpikes | None = None  # made once, however many layers keep it
+
+    def pack(self, spikes: Tensor) -> PackedSpikes:
+        self.packed = self.packed or PackedSpikes(spikes.detach(), self.amplitude)
+        return self.packed
+
+
+class KnownSpikes:
+    """Which tensors of one call hold ternary spikes.
+
+    Tensors are told apart by identity and not kept alive; the thread of the call alone uses it.
+    """
+
+    def __init__(self) -> None:
+        self._known = WeakTensorKeyDictionary()
+
+    def add(self, spikes: Tensor, amplitude: Tensor) -> None:
+        """Note that ``spikes`` are a * s, with ``amplitude`` a; only those that fill memory without gaps are packed."""
+        if is_dense(spikes):
+            self._known[spikes] = _Known(spikes, amplitude)
+
+    def add_output(self, neuron: SpikingNeuron, spikes: Tensor) -> None:
+        """Note what a neuron emits: ``amplitude`` is that of now, whatever the optimizer does later."""
+        with torch.no_grad():  # as a block that is run again does not come by here, it must save nothing
+            amplitude = neuron.amplitude
+            copied = amplitude.clone() if isinstance(amplitude, Tensor) else spikes.new_full((), amplitude)
+        self.add(spikes, copied)
+
+    def amplitude_of(self, x: Any) -> Tensor | None:
+        """The amplitude of ``x``; None where it is not known to hold ternary spikes."""
+        known = self._of(x)
+        return None if known is None else known.amplitude
+
+    @contextmanager
+    def packing(self, x: Any) -> Iterator[None]:
+        """What is saved of ``x`` within is saved packed, where it holds ternary spikes.
+
+        Activation checkpointing saves as it likes.
+        """
+        known = self._of(x)
+        if known is None or is_checkpointing():
+            yield
+            return
+        argument = [x]
+
+        def pack(saved: Tensor) -> PackedSpikes | tuple[Tensor, int]:
+            # what is saved is another Tensor object, but the same memory in the same order
+            same = argument[0]
+            is_same = (saved.data_ptr(), saved.shape, saved.stride()) == (same.data_ptr(), same.shape, same.stride())
+            # and nothing has been written to it, as a function that works in place does
+            return known.pack(same) if is_same and same._version == known.version else (saved, saved._version)
+
+        with saved_tensors_hooks(pack, _unpack):
+            yield
+        argument.clear()  # autograd keeps the hook, which must not keep the spikes
+
+    def _of(self, x: Any) -> _Known | None:
+        known: _Known | None = self._known.get(x) if isinstance(x, Tensor) else None
+        return known if known is not None and known.version == x._version else None
+
+
+class KeepPacked(TorchFunctionMode):
+    """Whatever a torch function saves of its first argument, it saves packed where that is ``known``."""
+
+    def __init__(self, known: KnownSpikes) -> None:
+        super().__init__()
+        self.known = known
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        x = args[0] if args else kwargs.get("input")
+        amplitude = self.known.amplitude_of(x)
+        if amplitude is None or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        with self.known.packing(x):
+            out = func(*args, **kwargs)
+        if func in _MAX_POOLS and isinstance(out, Tensor):
+            self.known.add(out, amplitude)
+        return out
+
+
+def is_checkpointing() -> bool:
+    """Whether something else, as activation checkpointing, already says how tensors are saved."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def _unpack(kept: PackedSpikes | tuple[Tensor, int]) -> Tensor:
+    if isinstance(kept, PackedSpikes):
+        return kept.unpack()
+    saved, version = kept
+    if saved._version != version:  # autograd looks at that itself only where there are no hooks
+        raise RuntimeError(CHANGED)
+    return saved
+
+
+def _table(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What a byte of four codes stands for, [256, 4]."""
+    byte = torch.arange(256, device=device)
+    codes = torch.stack([byte >> shift & 3 for shift in (0, 2, 4, 6)], dim=1)
+    return torch.where(codes == 2, -1, codes).to(dtype)
