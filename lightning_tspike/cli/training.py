@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,15 +64,35 @@ class TrainingCLI(LightningCLI):
 
     Its own part is the summary after ``fit``, and how a stopped fit goes on: ``--ckpt_path last`` is the last
     checkpoint of the newest run, which goes on in that run's folder, and who stops a fit is told how.
+
+    Args:
+        words: The command line after ``tspike``, with paths of recipes.
     """
 
     _goes_on_in_its_folder = False
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        super().__init__(
+            TernarySNNModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            trainer_defaults={"callbacks": [PredictionWriter()]},
+            # a beginning of an option that passes for the option today may mean another one tomorrow
+            parser_kwargs={
+                "prog": "tspike",
+                "allow_abbrev": False,
+                **{command: {"allow_abbrev": False} for command in self.subcommands()},
+                "description": "Train, validate, test or predict with ternary-spike networks.",
+            },
+            parser_class=CommandParser,
+            args=self.words,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # Lightning asks the instance
         """Only the one that is run, where the command line starts with it: a parser takes a while to build."""
         known = LightningCLI.subcommands()
-        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
+        return {name: known[name] for name in self.words[:1] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Trainer, module and data do not know."""
@@ -82,7 +102,7 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Find the checkpoint that is asked for, before Lightning looks for its hyperparameters."""
-        super().parse_arguments(parser, args)
+        self.config = parser.parse_args(args)  # Lightning's own warns where sys.argv has words as well
         subcommand = self.config.subcommand
         config = self.config[subcommand]
         if config.ckpt_path == "last":
@@ -90,7 +110,7 @@ class TrainingCLI(LightningCLI):
                 config.ckpt_path = str(last_checkpoint(config.trainer))
             except FileNotFoundError as error:
                 parser.error(f"--ckpt_path=last: {error}")
-            # Further processes of this run must not look for themselves.
+            # Lightning starts further processes of this run by sys.argv; they must not look for themselves.
             sys.argv.append(f"--ckpt_path={config.ckpt_path}")
         elif config.ckpt_path not in (None, "best", "hpc") and _is_missing(config.ckpt_path):
             parser.error(
@@ -163,7 +183,7 @@ class TrainingCLI(LightningCLI):
             return
         checkpoint = newest_checkpoint(self.trainer)
         if checkpoint is not None:
-            command = command_to_go_on(sys.argv[1:], checkpoint)
+            command = command_to_go_on(self.words, checkpoint)
             print(f"checkpoint: {checkpoint}\nto go on:   {command}", file=sys.stderr, flush=True)
         elif is_stopped:
             print("no checkpoint: the first one is saved at the end of an epoch", file=sys.stderr, flush=True)
@@ -233,19 +253,6 @@ def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> N
     console.print(table)
 
 
-def run_training_cli() -> None:
-    """Run the training command that ``sys.argv`` holds, e.g. ``tspike fit --config digits.yaml``."""
-    TrainingCLI(
-        TernarySNNModule,
-        LightningDataModule,
-        subclass_mode_data=True,
-        trainer_defaults={"callbacks": [PredictionWriter()]},
-        # a beginning of an option that passes for the option today may mean another one tomorrow
-        parser_kwargs={
-            "prog": "tspike",
-            "allow_abbrev": False,
-            **{command: {"allow_abbrev": False} for command in TrainingCLI.subcommands()},
-            "description": "Train, validate, test or predict with ternary-spike networks.",
-        },
-        parser_class=CommandParser,
-    )
+def run_training_cli(words: Sequence[str]) -> None:
+    """Run a training command, e.g. ``["fit", "--config", "digits.yaml"]``."""
+    TrainingCLI(words)

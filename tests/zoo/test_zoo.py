@@ -255,8 +255,9 @@ def test_every_recipe_of_an_entry_exists() -> None:
 def test_listing_does_not_wait_for_torch() -> None:
     code = """
 import sys
-from lightning_tspike import cli, zoo
-cli.main(["zoo", "list"])
+from lightning_tspike import zoo
+from lightning_tspike.cli.main import main
+main(["zoo", "list"])
 assert zoo.list()
 assert not {"torch", "lightning", "timm"} & set(sys.modules)
 """
