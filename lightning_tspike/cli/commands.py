@@ -6,9 +6,17 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 __all__ = ["Commands", "refuse"]
+
+Run = Callable[[argparse.Namespace], None]
+
+
+class _Command(NamedTuple):
+    parser: argparse.ArgumentParser
+    run: Run | None = None  # a group has none
+    takes_more: bool = False
 
 
 class Commands:
@@ -25,14 +33,14 @@ class Commands:
         self._parsers = parser.add_subparsers(metavar="COMMAND", prog=parser.prog, help=argparse.SUPPRESS)
         parser.usage = f"{parser.prog} COMMAND ..."
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
-        parser.set_defaults(parser=parser, run=None, takes_more=False)
+        parser.set_defaults(command=_Command(parser))
         self._lines: dict[str, str] = {}
         self._groups: dict[str, Commands] = {}
 
     def add(
         self,
         name: str,
-        run: Callable[[argparse.Namespace], None],
+        run: Run,
         line: str,
         description: str | None = None,
         *,
@@ -43,7 +51,7 @@ class Commands:
 
         Args:
             name: The word.
-            run: Gets what was parsed, with all words of the command line as ``words``.
+            run: Gets what was parsed, all words of the command line as ``words``, this parser as ``command.parser``.
             line: What it does, in a line.
             description: The same at length, for its own ``--help``.
             takes_more: Words that its parser does not know go to ``run``, as ``more``; else they are refused.
@@ -60,7 +68,7 @@ class Commands:
             allow_abbrev=False,
             add_help=add_help,
         )
-        parser.set_defaults(parser=parser, run=run, takes_more=takes_more)
+        parser.set_defaults(command=_Command(parser, run, takes_more))
         return parser
 
     def group(self, name: str, description: str) -> Commands:
@@ -76,18 +84,18 @@ class Commands:
             else:
                 yield name, self._lines[name]
 
-    def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """What a command line asks for; ends the process with status 2 where it is wrong, and 0 after help."""
+    def run(self, words: Sequence[str]) -> None:
+        """Run what a command line asks for; ends the process with status 2 where it is wrong, and 0 after help."""
         self._refuse_unknown(words)
         self._list_in_help()
         options, more = self._parser.parse_known_args(words)
-        parser: argparse.ArgumentParser = options.parser
-        if more and not options.takes_more:
-            parser.error(f"unrecognized arguments: {' '.join(more)}")
-        if options.run is None:
-            parser.error(f"{words[-1]} needs a command")
+        command: _Command = options.command
+        if more and not command.takes_more:
+            command.parser.error(f"unrecognized arguments: {' '.join(more)}")
+        if command.run is None:
+            command.parser.error(f"{words[-1]} needs a command")
         options.words, options.more = list(words), more
-        return options
+        command.run(options)
 
     def _list_in_help(self) -> None:
         listed = [f"  {words:<15}  {line}" for words, line in self.lines()]

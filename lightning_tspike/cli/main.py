@@ -32,11 +32,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if fit.is_for_lightning(words):
             fit.run_lightning(words)
         else:
-            options = _command_tree().parse(words)
-            options.run(options)
+            _commands().run(words)
 
 
-def _command_tree() -> Commands:
+def _commands() -> Commands:
     parser = argparse.ArgumentParser(
         prog="tspike",
         description="Train ternary-spike networks, fold them, and use the zoo of trained ones.",

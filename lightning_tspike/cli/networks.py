@@ -61,7 +61,7 @@ def add_commands(commands: Commands) -> None:
 
 def _classify(options: argparse.Namespace) -> None:
     if options.top < 1:
-        options.parser.error(f"--top must be at least 1, got {options.top}")
+        options.command.parser.error(f"--top must be at least 1, got {options.top}")
 
     import torch
     from PIL import Image
@@ -88,7 +88,7 @@ def _classify(options: argparse.Namespace) -> None:
 def _fold(options: argparse.Namespace) -> None:
     output = options.output or options.checkpoint.with_suffix(".folded")
     if output.exists() and output.resolve() == options.checkpoint.resolve():
-        options.parser.error(f"{output} is the folder to be read; name another one with --output")
+        options.command.parser.error(f"{output} is the folder to be read; name another one with --output")
 
     from ..store.checkpoint import read_checkpoint  # these import torch
     from ..store.folder import read_folder

@@ -24,6 +24,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from ..analysis.html_report import write_report  # imports torch and matplotlib
+    from ..analysis import write_report  # these import torch and lightning
+    from ..callbacks import REPORT_SECTIONS
 
-    print(write_report(options.run, options.output))
+    print(write_report(options.run, options.output, sections=REPORT_SECTIONS))

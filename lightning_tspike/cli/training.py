@@ -25,9 +25,9 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from ..analysis.evaluation import Evaluation, evaluate
-from ..callbacks import FoldExport, PredictionWriter
-from ..callbacks._common import run_folder
+from ..callbacks import REPORT_SECTIONS, FoldExport, PredictionWriter
 from ..callbacks.checkpoints import best_checkpoint
+from ..callbacks.run_files import run_folder
 from ..store.checkpoint import CheckpointError
 from ..store.folder import read_folder
 from ..training.checkpoint_io import AtomicCheckpointIO
@@ -217,7 +217,7 @@ class TrainingCLI(LightningCLI):
         from ..analysis.html_report import ReportError, write_report
 
         try:
-            print(f"report:     {write_report(folder)}")
+            print(f"report:     {write_report(folder, sections=REPORT_SECTIONS)}")
         except (ReportError, OSError) as error:  # the training is done, and there is more to say of it
             rank_zero_warn(f"no report: {error}")
 

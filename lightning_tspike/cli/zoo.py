@@ -144,7 +144,7 @@ def _changes(options: argparse.Namespace) -> list[str]:
     """The words that change the recipe's data; all else is refused."""
     changes: list[str] = options.more
     if unknown := [word for word in changes if not (options.recipe and word.startswith("--data"))]:
-        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        options.command.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return changes
 
 
