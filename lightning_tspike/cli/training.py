@@ -8,11 +8,13 @@ import re
 import signal
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -116,6 +118,8 @@ class TrainingCLI(LightningCLI):
             parser.error(
                 f"--ckpt_path={config.ckpt_path}: there is no such checkpoint; --ckpt_path=last finds the newest"
             )
+        if config.ckpt_path and Path(config.ckpt_path).is_file():
+            _check_is_checkpoint(config.ckpt_path)
         if subcommand == "fit" and config.ckpt_path and Path(config.ckpt_path).exists():
             self._goes_on_in_its_folder = enter_run_folder(config.trainer, Path(config.ckpt_path))
             if self._goes_on_in_its_folder:  # config.yaml is that of the beginning
@@ -133,7 +137,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             options = self.config_init[self.subcommand]
-            changes["logger"] = without_numbered(options.trainer.logger)
+            changes["logger"] = without_numbered(options.trainer.logger, self.config[self.subcommand].trainer.logger)
             if options.trainer.default_root_dir is None and Path(options.ckpt_path).exists():
                 changes["default_root_dir"] = folder_of_checkpoint(options.ckpt_path)
         try:
@@ -145,14 +149,6 @@ class TrainingCLI(LightningCLI):
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless the user has chosen another
                 trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
-
-    def _parse_ckpt_path(self) -> None:
-        """Lightning reads a checkpoint's hyperparameters here, and what is no checkpoint can raise anything."""
-        try:
-            super()._parse_ckpt_path()
-        except Exception as error:
-            path = self.config[self.config.subcommand].ckpt_path
-            raise CheckpointError(f"{path} is damaged or not a Lightning checkpoint") from error
 
     def before_fit(self) -> None:
         """Say which checkpoint is resumed, and where the run goes on."""
@@ -235,6 +231,17 @@ class TrainingCLI(LightningCLI):
 def _is_missing(checkpoint: str) -> bool:
     """Whether there is no such file; what is no path (a URL, a model registry's name) is left to Lightning."""
     return ":" not in checkpoint and not Path(checkpoint).exists()
+
+
+def _check_is_checkpoint(path: str) -> None:
+    """Say what a file is not, before Lightning takes hyperparameters from it."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        is_checkpoint = isinstance(saved.get("hyper_parameters", {}), dict)
+    except Exception as error:  # what is no checkpoint can raise anything
+        raise CheckpointError(f"{path} is damaged or not a Lightning checkpoint") from error
+    if not is_checkpoint:
+        raise CheckpointError(f"{path} is not a Lightning checkpoint: its hyper_parameters are no dict")
 
 
 def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> None:

@@ -155,6 +155,7 @@ def test_smoke_run_without_checkpoints(tspike: Callable[..., Any], tmp_path: Pat
         (["fit", "--config", "digits", "--trainer.accelerator=abacus"], "invalid accelerator name"),
         (["fit", "--config", "digits", "--ckpt_path=no.ckpt"], "no.ckpt"),
         (["test", "--config", "digits", "--ckpt_path=text.ckpt"], "text.ckpt is damaged or not a Lightning checkpoint"),
+        (["test", "--config", "digits", "--ckpt_path=list.ckpt"], "list.ckpt is damaged or not a Lightning checkpoint"),
         (["fit", "--config", "fashion_mnist", "--data.root=nowhere"], "train-images-idx3-ubyte"),
         (["classify", "tspike-digits", "text.ckpt"], "text.ckpt cannot be read as an image"),
         (["zoo", "info", "digits"], "the zoo has no entry 'digits'; did you mean 'tspike-digits'"),
@@ -163,6 +164,7 @@ def test_smoke_run_without_checkpoints(tspike: Callable[..., Any], tmp_path: Pat
 )
 def test_mistakes_are_explained(tspike: Callable[..., Any], tmp_path: Path, words: list[str], message: str) -> None:
     (tmp_path / "text.ckpt").write_text("text")
+    torch.save([torch.zeros(2)], tmp_path / "list.ckpt")
     result = tspike(*words, cwd=tmp_path)
     # a text is what Python prints before it ends with status 1; a traceback would be one, too
     said = result.status if isinstance(result.status, str) else result.stderr.splitlines()[-1]
