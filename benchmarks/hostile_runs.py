@@ -25,13 +25,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_tspike import zoo
 from lightning_tspike.analysis.html_report import ReportError, write_report
+from lightning_tspike.callbacks import REPORT_SECTIONS
 
 from .hostile import Source, run
 
-METRICS, MEMBRANE, ENERGY, FOLD = (
+METRICS, MEMBRANE, ENERGY, AMPLITUDE, FOLD = (
     "metrics.csv",
     "membrane.json",
     "energy.json",
+    "amplitude_history.json",
     "checkpoints/best.folded/fold_report.json",
 )
 VICTIM = "not the run's"
@@ -49,7 +51,7 @@ NUMBERS = (
 def special(run: Path, rng: random.Random) -> None:
     """Something that is no file in the place of one of the run's, or of the report."""
     place = rng.choice(
-        [METRICS, MEMBRANE, ENERGY, FOLD, "report.html", ".report.html.partial", "events.out.tfevents.1"]
+        [METRICS, MEMBRANE, ENERGY, AMPLITUDE, FOLD, "report.html", ".report.html.partial", "events.out.tfevents.1"]
     )
     if place.startswith("events"):
         (run / METRICS).unlink()
@@ -82,7 +84,7 @@ def names(run: Path, rng: random.Random) -> None:
         text = f'step,"{tag}","{name}"\n0,1,2\n10,2,3\n'
         (run / METRICS).write_text(text, encoding="utf-8", errors="surrogatepass")
         return
-    file = run / rng.choice([MEMBRANE, ENERGY, FOLD])
+    file = run / rng.choice([MEMBRANE, ENERGY, AMPLITUDE, FOLD])
     file.write_text(file.read_text().replace('"act1"', json.dumps(name)))
 
 
@@ -125,7 +127,7 @@ def _rates(layers: int) -> str:
 
 def text(run: Path, rng: random.Random) -> None:
     """JSON that is a bomb, or none."""
-    file = run / rng.choice([MEMBRANE, ENERGY, FOLD])
+    file = run / rng.choice([MEMBRANE, ENERGY, AMPLITUDE, FOLD])
     whole = file.read_text()
     file.write_bytes(rng.choice([
         b"[" * 1_000_000, b'{"a":' * 100_000, b"[" * 900 + b"]" * 900, b"9" * 1_000_000, b"null", b"[]", b"",
@@ -137,7 +139,7 @@ def text(run: Path, rng: random.Random) -> None:
 
 def spoil(run: Path, rng: random.Random) -> None:
     """Something of another kind in a place of the JSON."""
-    file = run / rng.choice([MEMBRANE, ENERGY, FOLD])
+    file = run / rng.choice([MEMBRANE, ENERGY, AMPLITUDE, FOLD])
     content = json.loads(file.read_text())
     node = content
     while True:
@@ -172,7 +174,7 @@ def layers(run: Path, rng: random.Random) -> None:
 
 def flip(run: Path, rng: random.Random) -> None:
     """Change bytes of a file."""
-    file = run / rng.choice([METRICS, MEMBRANE, ENERGY, FOLD])
+    file = run / rng.choice([METRICS, MEMBRANE, ENERGY, AMPLITUDE, FOLD])
     content = bytearray(file.read_bytes())
     for _ in range(rng.choice([1, 5, 50])):
         content[rng.randrange(len(content))] = rng.randrange(256)
@@ -214,7 +216,7 @@ def report(run: Path) -> str:
     place = run.parent
     before = {path.name for path in run.iterdir()}
     try:
-        return write_report(run).read_text(encoding="utf-8")
+        return write_report(run, sections=REPORT_SECTIONS).read_text(encoding="utf-8")
     finally:
         assert (place / "victim").read_text() == VICTIM, "a file elsewhere was changed"
         assert {path.name for path in place.iterdir()} == {"victim", "run"}, "a file elsewhere was made"
@@ -236,6 +238,7 @@ def made(scratch: Path) -> Path:
     layer = {"name": "act1", "macs": 10.0, "synops": 20.0, "ann_macs": 30.0}
     content = {"layers": [layer], "mac_picojoules": 4.6, "ac_picojoules": 0.9}
     (run / ENERGY).write_text(json.dumps(content))
+    (run / AMPLITUDE).write_text(json.dumps({"steps": [-20, -10], "layers": {"act1": [1.0, 1.1]}}))
     return run
 
 

@@ -1,14 +1,16 @@
-"""Lightning callbacks that watch a ternary-spike network and export its folded copy."""
+"""Lightning callbacks that observe a ternary-spike network and export its folded copy."""
 
-from .amplitude import AmplitudeLogger
+from .amplitude import AMPLITUDES, AmplitudeLogger
 from .checkpoints import BestCheckpoint, LastCheckpoint
-from .energy import EnergyMonitor
-from .firing_rate import FiringRateMonitor
+from .energy import ENERGY, EnergyMonitor
+from .firing_rate import FIRING_RATES, FiringRateMonitor
 from .fold_export import FoldExport
-from .membrane import MembraneHistogram
+from .fold_section import FOLD
+from .membrane import MEMBRANE_POTENTIALS, MembraneHistogram
 from .prediction import PredictionWriter
 
 __all__ = [
+    "REPORT_SECTIONS",
     "AmplitudeLogger",
     "BestCheckpoint",
     "EnergyMonitor",
@@ -18,3 +20,6 @@ __all__ = [
     "MembraneHistogram",
     "PredictionWriter",
 ]
+
+REPORT_SECTIONS = (AMPLITUDES, MEMBRANE_POTENTIALS, FIRING_RATES, ENERGY, FOLD)
+"""What ``tspike report`` shows after the learning curves, in this order; each is declared beside its callback."""

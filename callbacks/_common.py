@@ -1,38 +1,35 @@
-"""What the callbacks share: finding the network and the run's folder, deciding when to look."""
+"""What the callbacks share: finding the network, deciding when to observe it."""
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
-from ..files.atomic import whole_file
 from ..network.spiking_network import SpikingNetwork
 
 
-class BatchWatcher(Callback):
-    """Watches the network over one training batch every n optimizer steps, in the first process alone.
+class BatchObserver(Callback):
+    """Observes the network over one training batch every n optimizer steps, in the first process alone.
 
-    Subclasses say what is watched and what is logged of it; on all other batches there is no hook at all.
+    Subclasses say what is observed and what is logged of it; on all other batches there is no hook at all.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
         self.every_n_steps = check_every_n_steps(every_n_steps)
-        self._watching = ExitStack()
-        self._seen: Any = None  # what watch() gives, while a batch is watched
+        self._observing = ExitStack()
+        self._observed: Any = None  # what observe() gives, while a batch is observed
         self._last_step = -1
 
-    def watch(self, network: SpikingNetwork) -> AbstractContextManager[Any]:
+    def observe(self, network: SpikingNetwork) -> AbstractContextManager[Any]:
         """What is entered for a batch; what it yields is complete when it ends."""
         raise NotImplementedError
 
-    def record(self, trainer: Trainer, seen: Any, step: int) -> None:
-        """Log what was seen during optimizer step ``step``."""
+    def record(self, trainer: Trainer, observed: Any, step: int) -> None:
+        """Log what was observed during optimizer step ``step``."""
         raise NotImplementedError
 
     @override
@@ -42,25 +39,25 @@ class BatchWatcher(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # with gradient accumulation several batches belong to one step: the first of them is looked at
+        # with gradient accumulation several batches belong to one step: the first of them is observed
         is_due = trainer.global_step != self._last_step and is_log_step(trainer, self.every_n_steps)
         if trainer.is_global_zero and is_due:
             self._last_step = trainer.global_step
-            self._seen = self._watching.enter_context(self.watch(network_of(pl_module, self)))
+            self._observed = self._observing.enter_context(self.observe(network_of(pl_module, self)))
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._seen is not None:
-            self._watching.close()
-            seen, self._seen = self._seen, None
-            self.record(trainer, seen, self._last_step)
+        if self._observed is not None:
+            self._observing.close()
+            observed, self._observed = self._observed, None
+            self.record(trainer, observed, self._last_step)
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._watching.close()
-        self._seen = None
+        self._observing.close()
+        self._observed = None
 
 
 def check_every_n_steps(every_n_steps: int | None) -> int | None:
@@ -90,24 +87,6 @@ def network_of(module: LightningModule, callback: object) -> SpikingNetwork:
             "lightning_tspike.network.swapping there"
         )
     return network
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """Where a run's files go, checkpoints by default among them; to be asked by the first process alone."""
-    for logger in trainer.loggers:
-        if (folder := getattr(logger, "log_dir", None)) is not None:
-            return Path(folder)
-    for logger in trainer.loggers:
-        if logger.save_dir is not None and logger.version is not None:
-            return Path(logger.save_dir, str(logger.name), str(logger.version))
-    return Path(trainer.default_root_dir)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as stream:
-        stream.write((json.dumps(content) + "\n").encode())
 
 
 def is_log_step(trainer: Trainer, every_n_steps: int | None) -> bool:

@@ -12,15 +12,29 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from ..analysis.figures import plot_amplitudes
+from ..analysis.figures import plot_amplitudes, plot_over_time
+from ..analysis.run_logs import RunLogs
+from ..analysis.sections import (
+    LINES,
+    LayerTag,
+    ReportSection,
+    SectionContent,
+    evenly_chosen,
+    left_out,
+    thinned_series,
+)
 from ..graph.tracing import TraceError
 from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
-from ._common import check_every_n_steps, is_log_step, network_of, require_logger, run_folder
+from ._common import check_every_n_steps, is_log_step, network_of, require_logger
+from ._history import History
+from .run_files import run_folder
 
-__all__ = ["AmplitudeLogger"]
+__all__ = ["AMPLITUDES", "AmplitudeLogger"]
 
-_MOST_STEPS = 128
+_AMPLITUDE, _CANCELLED_AMPLITUDE = LayerTag("amplitude"), LayerTag("amplitude_cancelled")
+_GRADIENT, _DECAY, _THRESHOLD = LayerTag("amplitude_gradient"), LayerTag("decay"), LayerTag("threshold")
+_HISTORY = "amplitude_history.json"
 
 
 class AmplitudeLogger(Callback):
@@ -38,7 +52,8 @@ class AmplitudeLogger(Callback):
 
     When training ends, a figure of the amplitudes by depth, from the first values to the last, is written as
     ``amplitudes.png`` to the run's folder, and logged to TensorBoard and W&B. Checkpoints hold the values so far,
-    thinned out to 128 steps, so that a resumed run draws from its first step.
+    thinned out to 128 steps, so that a resumed run and its report draw from the first step: in the folder of such a
+    run, ``amplitude_history.json`` has what came before.
 
     Args:
         every_n_steps: Log every n optimizer steps; by default as often as the trainer logs.
@@ -56,19 +71,19 @@ class AmplitudeLogger(Callback):
         self._last_step = -1
         self._cancelled: set[str] = set()
         self._gradients: dict[str, Tensor] = {}
-        self._history: dict[int, dict[str, float]] = {}  # mean amplitude of each layer, by step
+        self._history = History(_HISTORY)  # mean amplitude of each layer
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._history = {}  # before a checkpoint's is loaded, where a run is resumed
+        self._history = History(_HISTORY)  # before a checkpoint's is loaded, where a run is resumed
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history}
+        return {"history": self._history.values}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._history = dict(state_dict["history"])
+        self._history.values = dict(state_dict["history"])
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,14 +91,16 @@ class AmplitudeLogger(Callback):
         network = network_of(pl_module, self)
         self._last_step = trainer.global_step
         self._cancelled = _cancelled(network)
-        self._remember(trainer.global_step, network)
+        if trainer.is_global_zero:
+            self._history.write(run_folder(trainer))
+        self._history.add(trainer.global_step, _means(network))
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # the step counts itself when it is done
         if (trainer.global_step + 1) % self._interval(trainer) == 0:
             self._gradients = {
-                f"amplitude_gradient/{name}": raw.grad.norm()
+                _GRADIENT(name): raw.grad.norm()
                 for name, _, raw in _amplitudes(network_of(pl_module, self))
                 if raw.grad is not None
             }
@@ -99,35 +116,30 @@ class AmplitudeLogger(Callback):
         network = network_of(pl_module, self)
         scalars = {name: norm.item() for name, norm in self._gradients.items()}
         for name, neuron, _ in _amplitudes(network):
-            tag = "amplitude_cancelled" if name in self._cancelled else "amplitude"
-            scalars |= _scalars(f"{tag}/{name}", neuron.amplitude)
+            tag = _CANCELLED_AMPLITUDE if name in self._cancelled else _AMPLITUDE
+            scalars |= _scalars(tag, name, neuron.amplitude)
         for name, neuron in network.neurons().items():
             if isinstance(neuron.decay, Tensor):
-                scalars |= _scalars(f"decay/{name}", neuron.decay)
+                scalars |= _scalars(_DECAY, name, neuron.decay)
             if isinstance(neuron.threshold, nn.Parameter):
-                scalars |= _scalars(f"threshold/{name}", neuron.firing_threshold)
+                scalars |= _scalars(_THRESHOLD, name, neuron.firing_threshold)
         if scalars:
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=trainer.global_step)
-        self._remember(trainer.global_step, network)
+        self._history.add(trainer.global_step, _means(network))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network = network_of(pl_module, self)
-        self._remember(trainer.global_step, network)
-        if not trainer.is_global_zero or not any(self._history.values()):
+        self._history.add(trainer.global_step, _means(network_of(pl_module, self)))
+        history = self._history.values
+        if not trainer.is_global_zero or not any(history.values()):
             return
-        figure = plot_amplitudes(self._history, cancelled=self._cancelled)
+        figure = plot_amplitudes(history, cancelled=self._cancelled)
         folder = run_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / "amplitudes.png", dpi=120)
         for logger in trainer.loggers:
             _log_figure(logger, figure, trainer.global_step)
-
-    def _remember(self, step: int, network: SpikingNetwork) -> None:
-        self._history[step] = _means(network)
-        if len(self._history) > _MOST_STEPS:  # a long run keeps every other step, over and over: checkpoints stay small
-            self._history = {s: means for i, (s, means) in enumerate(self._history.items()) if i % 2 == 0 or s == step}
 
     def _interval(self, trainer: Trainer) -> int:
         settings: Any = trainer
@@ -155,12 +167,12 @@ def _means(network: SpikingNetwork) -> dict[str, float]:
     return {name: neuron.amplitude.mean().item() for name, neuron, _ in _amplitudes(network)}  # type: ignore[union-attr]
 
 
-def _scalars(tag: str, value: Any) -> dict[str, float]:
+def _scalars(tag: LayerTag, layer: str, value: Any) -> dict[str, float]:
     value = value.detach()
     if value.ndim == 0:
-        return {tag: value.item()}
+        return {tag(layer): value.item()}
     numbers = {"min": value.min(), "mean": value.mean(), "max": value.max()}
-    return {f"{tag}/{name}": number.item() for name, number in numbers.items()}
+    return {tag(layer, part): number.item() for part, number in numbers.items()}
 
 
 def _log_figure(logger: Logger, figure: Figure, step: int) -> None:
@@ -170,3 +182,36 @@ def _log_figure(logger: Logger, figure: Figure, step: int) -> None:
         import wandb
 
         logger.experiment.log({"amplitudes": wandb.Image(figure), "trainer/global_step": step})
+
+
+def _draw(logs: RunLogs) -> SectionContent | None:
+    logged = (tag.series(logs.scalars, "", "mean") for tag in (_AMPLITUDE, _CANCELLED_AMPLITUDE))
+    live, cancelled = (History(_HISTORY).before(logs, series) for series in logged)
+    gradients = _GRADIENT.series(logs.scalars)
+    if not live and not cancelled:
+        return None
+    rows = [
+        (
+            name,
+            effect,
+            f"{values[0]:.4f}",
+            f"{values[-1]:.4f}",
+            f"{gradients[name][1][-1]:.2e}" if name in gradients else "",
+        )
+        for effect, series in (("live", live), ("cancelled by a norm", cancelled))
+        for name, (_, values) in series.items()
+    ]
+    series = live | cancelled
+    drawn = evenly_chosen(series, LINES)
+    figure = plot_over_time(thinned_series(drawn), "amplitude")
+    return SectionContent(
+        "Learned spike amplitudes by layer (of channels: their mean). Where a norm cancels an amplitude, it receives "
+        "no gradient, so its value is arbitrary; those that are frozen at 1 are not listed. "
+        f"{left_out(series, drawn, 'layers')}",
+        [("Amplitude of every layer over the steps", figure)],
+        ("neuron layer", "effect", "first", "last", "norm of the last gradient"),
+        rows,
+    )
+
+
+AMPLITUDES = ReportSection("Amplitudes", _draw)

@@ -11,11 +11,24 @@ from torch import Tensor
 from typing_extensions import override
 
 from .._batches import images_of
-from ..analysis.energy import AC_PICOJOULES, MAC_PICOJOULES, measure_energy
+from ..analysis.energy import (
+    AC_PICOJOULES,
+    MAC_PICOJOULES,
+    EnergyReport,
+    LayerEnergy,
+    energy_row,
+    measure_energy,
+)
+from ..analysis.figures import plot_energy
+from ..analysis.run_logs import RunLogs
+from ..analysis.sections import BARS, ReportSection, SectionContent, evenly_chosen
 from ..folding.absorb import FoldError, fold
-from ._common import network_of, require_logger, run_folder, write_json
+from ._common import network_of, require_logger
+from .run_files import run_folder, write_json
 
-__all__ = ["EnergyMonitor"]
+__all__ = ["ENERGY", "EnergyMonitor"]
+
+_FILE = "energy.json"
 
 
 class EnergyMonitor(Callback):
@@ -125,4 +138,28 @@ class EnergyMonitor(Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
-        write_json(run_folder(trainer) / "energy.json", report.to_dict())
+        write_json(run_folder(trainer) / _FILE, report.to_dict())
+
+
+def _draw(logs: RunLogs) -> SectionContent | None:
+    content = logs.json(_FILE)
+    if content is None:
+        return None
+    report = EnergyReport(
+        tuple(LayerEnergy(**layer) for layer in content["layers"]), content["mac_picojoules"], content["ac_picojoules"]
+    )
+    layers = {
+        layer.name: (report.picojoules(layer) / 1e6, report.mac_picojoules * layer.ann_macs / 1e6)
+        for layer in report.layers
+    }
+    return SectionContent(
+        f"An estimate for the folded network, per image: {report.macs:,.0f} multiply-accumulates "
+        f"({report.mac_picojoules} pJ each) and {report.synops:,.0f} accumulates ({report.ac_picojoules} pJ each), "
+        f"{report.total_picojoules / 1e6:.4g} uJ in all; as an ANN {report.ann_picojoules / 1e6:.4g} uJ.",
+        [("Energy of every weighted layer", plot_energy(evenly_chosen(layers, BARS)))],
+        ("weighted layer", "MACs", "SynOps", "uJ", "MACs as ANN", "uJ as ANN"),
+        [energy_row(report, layer) for layer in report.layers],
+    )
+
+
+ENERGY = ReportSection("Energy", _draw)

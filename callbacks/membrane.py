@@ -16,15 +16,22 @@ from torch import Tensor
 from typing_extensions import override
 
 from .._observe import observing
+from ..analysis.figures import plot_histograms
+from ..analysis.run_logs import ReportError, RunLogs
+from ..analysis.sections import LINES, LayerTag, ReportSection, SectionContent, evenly_chosen, left_out
 from ..functional import per_channel
 from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
 from ..surrogate import SURROGATES
-from ._common import BatchWatcher, run_folder, write_json
+from ._common import BatchObserver
+from .run_files import run_folder, write_json
 
-__all__ = ["MembraneHistogram"]
+__all__ = ["MEMBRANE_POTENTIALS", "MembraneHistogram"]
 
+_MEMBRANE = LayerTag("membrane")
+_FILE = "membrane.json"
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_MOST_BINS = 1000  # that a page can draw
 
 
 class _Histogram(NamedTuple):
@@ -45,12 +52,12 @@ class _Histogram(NamedTuple):
         return float(np.interp(q, cumulative, self.edges))
 
 
-class MembraneHistogram(BatchWatcher):
+class MembraneHistogram(BatchObserver):
     """Histogram of the membrane potential u of every neuron layer, over a training batch every n steps.
 
     All in units of the layer's threshold, so that a neuron fires where |u| >= 1. Counted on the network's device in
-    bins of equal width from ``-span`` to ``span``; what lies beyond is counted in the outermost bins. Only on the
-    batches that are looked at does a hook look at each layer. With several processes it is the first one's batch.
+    bins of equal width from ``-span`` to ``span``; what lies beyond is counted in the outermost bins. Layers
+    have hooks only on the batches that are observed. With several processes it is the first one's batch.
 
     TensorBoard and W&B get the histogram ``membrane/<layer>``; every other logger gets its quantiles, interpolated
     within a bin, as ``membrane/<layer>/q05`` to ``q95``. All get two shares as scalars:
@@ -62,7 +69,7 @@ class MembraneHistogram(BatchWatcher):
     one is kept in checkpoints, so that a resumed run still has it.
 
     Args:
-        every_n_steps: Look at one training batch every n optimizer steps; by default as often as the trainer logs.
+        every_n_steps: Observe one training batch every n optimizer steps; by default as often as the trainer logs.
         bins: Number of bins.
         span: Reach of the bins, in thresholds.
 
@@ -94,16 +101,16 @@ class MembraneHistogram(BatchWatcher):
 
     @override
     @contextmanager
-    def watch(self, network: SpikingNetwork) -> Iterator[dict[str, _Histogram]]:
+    def observe(self, network: SpikingNetwork) -> Iterator[dict[str, _Histogram]]:
         sums: dict[str, Tensor] = {}  # bins..., fires, no gradient, all: shape [bins + 3]
         histograms: dict[str, _Histogram] = {}
 
         @torch.no_grad()
-        def look(name: str, neuron: SpikingNeuron, x: Tensor, _spikes: Tensor) -> None:
+        def count(name: str, neuron: SpikingNeuron, x: Tensor, _spikes: Tensor) -> None:
             new = self._count(neuron, neuron.membrane_potential(x))
             sums[name] = sums[name] + new if name in sums else new  # called more than once
 
-        with observing(network.neurons(), look):
+        with observing(network.neurons(), count):
             yield histograms
         edges = np.linspace(-self.span, self.span, self.bins + 1)
         for name, tensor in sums.items():
@@ -111,12 +118,12 @@ class MembraneHistogram(BatchWatcher):
             histograms[name] = _Histogram(np.array(counts), edges, fires / total, no_gradient / total)
 
     @override
-    def record(self, trainer: Trainer, seen: dict[str, _Histogram], step: int) -> None:
+    def record(self, trainer: Trainer, observed: dict[str, _Histogram], step: int) -> None:
         for logger in trainer.loggers:
-            _log(logger, seen, step)
-        content = {"step": step, "layers": {name: histogram.to_dict() for name, histogram in seen.items()}}
+            _log(logger, observed, step)
+        content = {"step": step, "layers": {name: histogram.to_dict() for name, histogram in observed.items()}}
         self._first = self._first or content
-        write_json(run_folder(trainer) / "membrane.json", {"first": self._first, "last": content})
+        write_json(run_folder(trainer) / _FILE, {"first": self._first, "last": content})
 
     def _count(self, neuron: SpikingNeuron, u: Tensor) -> Tensor:
         u = (u / per_channel(neuron.firing_threshold, u)).float()
@@ -127,11 +134,12 @@ class MembraneHistogram(BatchWatcher):
         return torch.cat([counts.double(), beyond.double()])
 
 
-def _log(logger: Logger, seen: dict[str, _Histogram], step: int) -> None:
+def _log(logger: Logger, observed: dict[str, _Histogram], step: int) -> None:
     metrics: dict[str, Any] = {}
-    for name, histogram in seen.items():
-        tag = f"membrane/{name}"
-        metrics[f"{tag}/fires"], metrics[f"{tag}/no_gradient"] = histogram.fires, histogram.no_gradient
+    for name, histogram in observed.items():
+        tag = _MEMBRANE(name)
+        metrics[_MEMBRANE(name, "fires")] = histogram.fires
+        metrics[_MEMBRANE(name, "no_gradient")] = histogram.no_gradient
         if isinstance(logger, TensorBoardLogger):
             _add_to_tensorboard(logger, tag, histogram, step)
         elif isinstance(logger, WandbLogger):
@@ -139,7 +147,7 @@ def _log(logger: Logger, seen: dict[str, _Histogram], step: int) -> None:
 
             metrics[tag] = wandb.Histogram(np_histogram=(histogram.counts, histogram.edges))
         else:
-            metrics |= {f"{tag}/q{100 * q:02.0f}": histogram.quantile(q) for q in _QUANTILES}
+            metrics |= {_MEMBRANE(name, f"q{100 * q:02.0f}"): histogram.quantile(q) for q in _QUANTILES}
     logger.log_metrics(metrics, step=step)
 
 
@@ -157,3 +165,25 @@ def _add_to_tensorboard(logger: TensorBoardLogger, tag: str, histogram: _Histogr
         bucket_counts=counts.tolist(),
         global_step=step,
     )
+
+
+def _draw(logs: RunLogs) -> SectionContent | None:
+    content = logs.json(_FILE)
+    if content is None:
+        return None
+    first, last = content["first"], content["last"]
+    rows = [(name, f"{h['fires']:.4f}", f"{h['no_gradient']:.4f}") for name, h in last["layers"].items()]
+    if any(len(h["edges"]) > _MOST_BINS + 1 for side in (first, last) for h in side["layers"].values()):
+        raise ReportError(f"{logs.folder / _FILE} has histograms of more than {_MOST_BINS} bins")
+    drawn = evenly_chosen(last["layers"], LINES)
+    return SectionContent(
+        f"Before firing, in thresholds (dashed), at step {last['step']} (filled) and at step {first['step']} (line). "
+        "Ternary neurons fire where it is red, binary ones on the right side only. What lies beyond the axis is in the "
+        f"outermost bins. {left_out(last['layers'], drawn, 'layers')}",
+        [("Histogram of every layer's membrane potential", plot_histograms(first["layers"], drawn))],
+        ("neuron layer", "share that fires", "share without surrogate gradient"),
+        rows,
+    )
+
+
+MEMBRANE_POTENTIALS = ReportSection("Membrane potentials", _draw)

@@ -4,6 +4,9 @@ from .energy import measure_energy as measure_energy
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .html_report import write_report as write_report
+from .sections import LayerTag as LayerTag
+from .sections import ReportSection as ReportSection
+from .sections import SectionContent as SectionContent
 from .spikes import FiringRate as FiringRate
 from .spikes import firing_rates as firing_rates
 
@@ -12,6 +15,9 @@ __all__ = [
     "Evaluation",
     "FiringRate",
     "LayerEnergy",
+    "LayerTag",
+    "ReportSection",
+    "SectionContent",
     "evaluate",
     "firing_rates",
     "measure_energy",

@@ -168,7 +168,7 @@ class _Operations(NamedTuple):
 def _operations(network: SpikingNetwork, images: Tensor) -> dict[str, _Operations]:
     counts: dict[str, _Operations] = {}
 
-    def look(name: str, layer: Any, x: Tensor, output: Tensor) -> None:
+    def count(name: str, layer: Any, x: Tensor, output: Tensor) -> None:
         dense = output.numel() * layer.weight[0].numel() / len(images)
         is_whole = torch.equal(x, x.round())
         synops = dense * x.abs().double().mean().item() if is_whole else 0.0
@@ -179,7 +179,7 @@ def _operations(network: SpikingNetwork, images: Tensor) -> dict[str, _Operation
     network.eval()
     weighted = {name: module for name, module in network.model.named_modules() if isinstance(module, WEIGHTED)}
     try:
-        with observing(weighted, look):
+        with observing(weighted, count):
             network(images)
     finally:
         network.train(was_training)

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 __all__ = ["ReportError", "RunLogs", "Series", "read_json", "read_logs"]
 
 Series = dict[str, tuple["array[float]", "array[float]"]]
@@ -40,15 +38,26 @@ class ReportError(ValueError):
 
 @dataclass
 class RunLogs:
-    """The scalars of a run.
+    """What a run has logged: scalars, and files in its folder.
 
     Attributes:
+        folder: The run's folder.
         scalars: Tag -> (steps, values).
         skipped: How many values were left out, because their step is not finite.
     """
 
+    folder: Path
     scalars: Series = field(default_factory=dict)
     skipped: int = 0
+
+    def json(self, name: str | Path) -> Any:
+        """What a JSON file in the folder holds, with clean names and numbers, or None where there is no such file.
+
+        Raises:
+            ReportError: It is no JSON, nested too deeply, too large or no regular file.
+        """
+        file = self.folder / name
+        return read_json(file) if os.path.lexists(file) else None
 
 
 def read_logs(run: Path) -> RunLogs:
@@ -88,7 +97,7 @@ def _read_csv(file: Path) -> RunLogs:
     lines = re.sub(r"\n\n+", "\n", _read(file, LOG_BYTES)).split("\n")
     if any(len(line) > LINE_BYTES for line in lines):
         raise ReportError(f"{file} has lines of more than {LINE_BYTES:,} characters, which no logger writes")
-    logs, count = RunLogs(), 0
+    logs, count = RunLogs(file.parent), 0
     try:
         rows = csv.reader(lines)
         columns = next(rows, [])
@@ -116,7 +125,9 @@ def _read_events(run: Path, files: list[Path]) -> RunLogs:
             f"TensorBoard's event files in {run} have {sum(sizes):,} bytes, expected at most {EVENT_BYTES:,}; add a "
             "CSVLogger to runs that log as much"
         )
-    logs = RunLogs()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a while to import
+
+    logs = RunLogs(run)
     try:
         events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
         tags = events.Tags()["scalars"]

@@ -56,7 +56,7 @@ class FiringRate:
 
     @property
     def unsigned_entropy(self) -> float:
-        """The same without the sign, at most 1: what binary neurons that fire as often could send."""
+        """The same without the sign, at most 1: what binary neurons that fire as often could emit."""
         return entropy(self.total, 1 - self.total)
 
 

@@ -1,1 +1,1 @@
-"""The command line, ``tspike``: a file for each group of commands."""
+"""The command line, ``tspike``: one tree of commands, a file for each group of them, put together in ``main.py``."""

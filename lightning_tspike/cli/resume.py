@@ -43,7 +43,7 @@ def last_checkpoint(trainer: Any) -> Path:
         places += [str(folder) for folder in folders if root is None or root not in folder.parents]
         raise FileNotFoundError(
             f"there is no last checkpoint: no last.ckpt in {' or '.join(places) or 'a place that is known'}; give the "
-            "path of one, or leave --ckpt_path out to start anew"
+            "path of one, or leave --ckpt_path out to start from the beginning"
         )
     return max(files, key=lambda file: file.stat().st_mtime_ns)
 
@@ -74,7 +74,7 @@ def enter_run_folder(trainer: Any, checkpoint: Path) -> bool:
 
 
 def keep_metrics(logger: CSVLogger, checkpoint: Path) -> None:
-    """Have ``metrics.csv`` go on with what was logged up to a checkpoint; a CSVLogger by itself starts it anew."""
+    """Have ``metrics.csv`` go on with what was logged up to a checkpoint; a CSVLogger by itself would empty it."""
     file = Path(logger.log_dir) / "metrics.csv"
     if not file.is_file():
         return

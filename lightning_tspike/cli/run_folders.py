@@ -46,18 +46,22 @@ class DiscardUntrained(Callback):
                     parent.rmdir()
 
 
-def without_numbered(loggers: Any) -> Any:
+def without_numbered(loggers: Any, described: Any) -> Any:
     """The value of the trainer's ``logger`` without loggers that would number a new folder.
 
     One whose ``version`` the user has chosen takes no number, and stays.
+
+    Args:
+        loggers: The value, with loggers that have been built.
+        described: The same as a LightningCLI's configuration describes it.
     """
-    several = loggers if isinstance(loggers, (list, tuple)) else [loggers]
-    return [logger for logger in several if isinstance(logger, Logger) and not _takes_number(logger)] or False
+    pairs = zip(loggers, described, strict=True) if isinstance(loggers, list) else [(loggers, described)]
+    return [logger for logger, text in pairs if isinstance(logger, Logger) and not _takes_number(logger, text)] or False
 
 
-def _takes_number(logger: Logger) -> bool:
-    # its property `version` would choose one
-    return isinstance(logger, _NUMBERED) and getattr(logger, "_version", None) is None
+def _takes_number(logger: Logger, described: Any) -> bool:
+    # by what the user has written: the logger's property `version` would choose one
+    return isinstance(logger, _NUMBERED) and described.init_args.get("version") is None
 
 
 def folder_of_checkpoint(checkpoint: str | Path) -> Path:

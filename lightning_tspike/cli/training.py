@@ -8,11 +8,13 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -25,9 +27,9 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from ..analysis.evaluation import Evaluation, evaluate
-from ..callbacks import FoldExport, PredictionWriter
-from ..callbacks._common import run_folder
+from ..callbacks import REPORT_SECTIONS, FoldExport, PredictionWriter
 from ..callbacks.checkpoints import best_checkpoint
+from ..callbacks.run_files import run_folder
 from ..store.checkpoint import CheckpointError
 from ..store.folder import read_folder
 from ..training.checkpoint_io import AtomicCheckpointIO
@@ -64,15 +66,35 @@ class TrainingCLI(LightningCLI):
 
     Its own part is the summary after ``fit``, and how a stopped fit goes on: ``--ckpt_path last`` is the last
     checkpoint of the newest run, which goes on in that run's folder, and who stops a fit is told how.
+
+    Args:
+        words: The command line after ``tspike``, with paths of recipes.
     """
 
     _goes_on_in_its_folder = False
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+        super().__init__(
+            TernarySNNModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            trainer_defaults={"callbacks": [PredictionWriter()]},
+            # a beginning of an option that passes for the option today may mean another one tomorrow
+            parser_kwargs={
+                "prog": "tspike",
+                "allow_abbrev": False,
+                **{command: {"allow_abbrev": False} for command in self.subcommands()},
+                "description": "Train, validate, test or predict with ternary-spike networks.",
+            },
+            parser_class=CommandParser,
+            args=self.words,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # Lightning asks the instance
         """Only the one that is run, where the command line starts with it: a parser takes a while to build."""
         known = LightningCLI.subcommands()
-        return {name: known[name] for name in sys.argv[1:2] if name in known} or known
+        return {name: known[name] for name in self.words[:1] if name in known} or known
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what Trainer, module and data do not know."""
@@ -82,7 +104,7 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Find the checkpoint that is asked for, before Lightning looks for its hyperparameters."""
-        super().parse_arguments(parser, args)
+        self.config = parser.parse_args(args)  # Lightning's own warns where sys.argv has words as well
         subcommand = self.config.subcommand
         config = self.config[subcommand]
         if config.ckpt_path == "last":
@@ -90,12 +112,14 @@ class TrainingCLI(LightningCLI):
                 config.ckpt_path = str(last_checkpoint(config.trainer))
             except FileNotFoundError as error:
                 parser.error(f"--ckpt_path=last: {error}")
-            # Further processes of this run must not look for themselves.
+            # Lightning starts further processes of this run by sys.argv; they must not look for themselves.
             sys.argv.append(f"--ckpt_path={config.ckpt_path}")
         elif config.ckpt_path not in (None, "best", "hpc") and _is_missing(config.ckpt_path):
             parser.error(
                 f"--ckpt_path={config.ckpt_path}: there is no such checkpoint; --ckpt_path=last finds the newest"
             )
+        if config.ckpt_path and Path(config.ckpt_path).is_file():
+            _check_is_checkpoint(config.ckpt_path)
         if subcommand == "fit" and config.ckpt_path and Path(config.ckpt_path).exists():
             self._goes_on_in_its_folder = enter_run_folder(config.trainer, Path(config.ckpt_path))
             if self._goes_on_in_its_folder:  # config.yaml is that of the beginning
@@ -113,7 +137,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             options = self.config_init[self.subcommand]
-            changes["logger"] = without_numbered(options.trainer.logger)
+            changes["logger"] = without_numbered(options.trainer.logger, self.config[self.subcommand].trainer.logger)
             if options.trainer.default_root_dir is None and Path(options.ckpt_path).exists():
                 changes["default_root_dir"] = folder_of_checkpoint(options.ckpt_path)
         try:
@@ -125,14 +149,6 @@ class TrainingCLI(LightningCLI):
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless the user has chosen another
                 trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
-
-    def _parse_ckpt_path(self) -> None:
-        """Lightning reads a checkpoint's hyperparameters here, and what is no checkpoint can raise anything."""
-        try:
-            super()._parse_ckpt_path()
-        except Exception as error:
-            path = self.config[self.config.subcommand].ckpt_path
-            raise CheckpointError(f"{path} is damaged or not a Lightning checkpoint") from error
 
     def before_fit(self) -> None:
         """Say which checkpoint is resumed, and where the run goes on."""
@@ -163,7 +179,7 @@ class TrainingCLI(LightningCLI):
             return
         checkpoint = newest_checkpoint(self.trainer)
         if checkpoint is not None:
-            command = command_to_go_on(sys.argv[1:], checkpoint)
+            command = command_to_go_on(self.words, checkpoint)
             print(f"checkpoint: {checkpoint}\nto go on:   {command}", file=sys.stderr, flush=True)
         elif is_stopped:
             print("no checkpoint: the first one is saved at the end of an epoch", file=sys.stderr, flush=True)
@@ -197,7 +213,7 @@ class TrainingCLI(LightningCLI):
         from ..analysis.html_report import ReportError, write_report
 
         try:
-            print(f"report:     {write_report(folder)}")
+            print(f"report:     {write_report(folder, sections=REPORT_SECTIONS)}")
         except (ReportError, OSError) as error:  # the training is done, and there is more to say of it
             rank_zero_warn(f"no report: {error}")
 
@@ -217,6 +233,17 @@ def _is_missing(checkpoint: str) -> bool:
     return ":" not in checkpoint and not Path(checkpoint).exists()
 
 
+def _check_is_checkpoint(path: str) -> None:
+    """Say what a file is not, before Lightning takes hyperparameters from it."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        is_checkpoint = isinstance(saved.get("hyper_parameters", {}), dict)
+    except Exception as error:  # what is no checkpoint can raise anything
+        raise CheckpointError(f"{path} is damaged or not a Lightning checkpoint") from error
+    if not is_checkpoint:
+        raise CheckpointError(f"{path} is not a Lightning checkpoint: its hyper_parameters are no dict")
+
+
 def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> None:
     n = len(after.decisions)
     differ = int((before.decisions != after.decisions).sum())
@@ -233,19 +260,6 @@ def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> N
     console.print(table)
 
 
-def run_training_cli() -> None:
-    """Run the training command that ``sys.argv`` holds, e.g. ``tspike fit --config digits.yaml``."""
-    TrainingCLI(
-        TernarySNNModule,
-        LightningDataModule,
-        subclass_mode_data=True,
-        trainer_defaults={"callbacks": [PredictionWriter()]},
-        # a beginning of an option that passes for the option today may mean another one tomorrow
-        parser_kwargs={
-            "prog": "tspike",
-            "allow_abbrev": False,
-            **{command: {"allow_abbrev": False} for command in TrainingCLI.subcommands()},
-            "description": "Train, validate, test or predict with ternary-spike networks.",
-        },
-        parser_class=CommandParser,
-    )
+def run_training_cli(words: Sequence[str]) -> None:
+    """Run a training command, e.g. ``["fit", "--config", "digits.yaml"]``."""
+    TrainingCLI(words)

@@ -1,50 +1,47 @@
-"""``tspike zoo list|info|load|verify|publish|card`` and ``tspike predict --model``: the zoo on the command line."""
+"""``tspike zoo list|info|load|card|verify|publish``: the zoo on the command line."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from .. import zoo
+from .._tables import new_table
+from .commands import Commands
+from .data import recipe_data
 
-__all__ = ["predict", "recipe_data", "run_zoo"]
+__all__ = ["add_commands"]
+
+_NAME = "entry, ORG/NAME[@REVISION] on the Hub, or folder"
 
 
-def run_zoo(words: Sequence[str]) -> None:
-    """``tspike zoo ...``."""
-    parser = argparse.ArgumentParser(prog="tspike zoo", allow_abbrev=False, description="The model zoo.")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def add(name: str, run: Callable[..., None], text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, allow_abbrev=False, help=text, description=text)
-        command.set_defaults(run=run)
-        return command
-
-    listed = add("list", _list, "list the entries")
+def add_commands(commands: Commands) -> None:
+    """Add the commands of the zoo."""
+    group = commands.group("zoo", "The model zoo.")
+    listed = group.add("list", _list, "list the entries")
     listed.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. '*resnet*'")
     listed.add_argument("--status", choices=("trained", "planned"), help="only those")
-    for name, run, text in (
-        ("info", _info, "all that the table says of an entry"),
-        ("load", _load, "fetch a network into the cache, check it and say what it is"),
-        ("card", _card, "print the model card of a network"),
-    ):
-        add(name, run, text).add_argument("name", help="entry, ORG/NAME[@REVISION] on the Hub, or folder")
-    verified = add(
+    group.add("info", _info, "all that the table says of an entry").add_argument("name", help=_NAME)
+    loaded = group.add("load", _load, "fetch a network into the cache, check it and say what it is")
+    loaded.add_argument("name", help=_NAME)
+    group.add("card", _card, "print the model card of a network").add_argument("name", help=_NAME)
+    verified = group.add(
         "verify",
         _verify,
-        "check that a network's files are whole and agree with each other; with a recipe, measure its test accuracy",
+        "check a network's files; with a recipe, measure its accuracy",
+        "Check that a network's files are whole and agree with each other; with a recipe, measure its test accuracy.",
+        takes_more=True,
     )
-    verified.add_argument("name", help="entry, ORG/NAME[@REVISION] on the Hub, or folder")
-    published = add(
+    verified.add_argument("name", help=_NAME)
+    published = group.add(
         "publish",
         _publish,
-        "fold, verify and measure a network and write the folder to be published; with --upload, publish it",
+        "write the folder to be published; with --upload, publish it",
+        "Fold, verify and measure a network and write the folder to be published; with --upload, publish it.",
+        takes_more=True,
     )
     published.add_argument("source", type=Path, help="checkpoint, or folder of a network")
     published.add_argument("repo_id", metavar="ORG/NAME", help="repository on the Hugging Face Hub")
@@ -56,37 +53,16 @@ def run_zoo(words: Sequence[str]) -> None:
     published.add_argument("--tag", help="name for the commit")
     for command in (verified, published):
         command.add_argument("--recipe", help="whose test set is measured; options such as --data.root=PATH change it")
-    options, changes = parser.parse_known_args(words)
-    recipe = getattr(options, "recipe", None)
-    if unknown := [word for word in changes if not (recipe and word.startswith("--data"))]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.run(options, changes)
 
 
-def predict(words: Sequence[str]) -> None:
-    """``tspike predict --model NAME IMAGE...``."""
-    parser = argparse.ArgumentParser(
-        prog="tspike predict",
-        allow_abbrev=False,
-        description="Classify image files with a network of the zoo, of the Hub or in a folder.",
-    )
-    parser.add_argument("--model", required=True, help="entry, ORG/NAME[@REVISION] on the Hub, folder or checkpoint")
-    parser.add_argument("--top", type=int, default=1, help="classes to print for each image; default: 1")
-    parser.add_argument("images", nargs="+", type=Path, help="image files")
-    options = parser.parse_args(words)
-    if options.top < 1:
-        parser.error(f"--top must be at least 1, got {options.top}")
-    _predict(options)
-
-
-def _list(options: argparse.Namespace, _changes: Sequence[str]) -> None:
-    table = _table("name", "T", "status", "test accuracy", "recipe")
+def _list(options: argparse.Namespace) -> None:
+    table = new_table("name", "T", "status", "test accuracy", "recipe")
     for entry in map(zoo.info, zoo.list(options.pattern, options.status)):
         table.add_row(entry.name, str(entry.timesteps), entry.status, _accuracy(entry), entry.recipe)
     Console().print(table)
 
 
-def _info(options: argparse.Namespace, _changes: Sequence[str]) -> None:
+def _info(options: argparse.Namespace) -> None:
     entry = zoo.info(options.name)
     rows = {
         "name": entry.name,
@@ -107,7 +83,7 @@ def _info(options: argparse.Namespace, _changes: Sequence[str]) -> None:
             print(f"{name + ':':<20} {value}")
 
 
-def _load(options: argparse.Namespace, _changes: Sequence[str]) -> None:
+def _load(options: argparse.Namespace) -> None:
     from ..store.source import CheckpointSource, open_source
 
     source = open_source(options.name)
@@ -117,7 +93,7 @@ def _load(options: argparse.Namespace, _changes: Sequence[str]) -> None:
         print(f"folder: {source.fetch('weights')[0]}")
 
 
-def _card(options: argparse.Namespace, _changes: Sequence[str]) -> None:
+def _card(options: argparse.Namespace) -> None:
     from ..store.folder import CARD
     from ..store.source import open_source
 
@@ -125,7 +101,9 @@ def _card(options: argparse.Namespace, _changes: Sequence[str]) -> None:
     print(folder.joinpath(CARD).read_text(encoding="utf-8"))
 
 
-def _verify(options: argparse.Namespace, changes: Sequence[str]) -> None:
+def _verify(options: argparse.Namespace) -> None:
+    changes = _changes(options)
+
     from ..store.publish import remeasure, verify_folder
     from ..store.source import open_source
 
@@ -142,7 +120,8 @@ def _verify(options: argparse.Namespace, changes: Sequence[str]) -> None:
             print(f"{precision}: test accuracy {100 * accuracy:.2f} % of {measured.samples} samples")
 
 
-def _publish(options: argparse.Namespace, changes: Sequence[str]) -> None:
+def _publish(options: argparse.Namespace) -> None:
+    changes = _changes(options)
     folder, publication = zoo.publish(
         options.source,
         options.repo_id,
@@ -167,30 +146,12 @@ def _publish(options: argparse.Namespace, changes: Sequence[str]) -> None:
         print(f"{'published' if publication.is_new else 'there already'}: {options.repo_id}@{publication.revision}")
 
 
-def _predict(options: argparse.Namespace) -> None:
-    import torch
-    from PIL import Image
-
-    from ..store.loading import load_with_config, transform_of
-
-    network, manifest = load_with_config(options.model)
-    spec = manifest.preprocessing
-    if spec is not None and spec.frames is not None:
-        raise ValueError(f"{options.model} classifies recordings of event cameras, not images")
-    transform = transform_of(spec, options.model)
-    names = manifest.label_names or [str(label) for label in range(network.num_classes)]
-    table = _table("image", "class", "probability")
-    for file in options.images:
-        try:
-            with Image.open(file) as image:
-                x = transform(image)
-        except (OSError, Image.DecompressionBombError) as error:  # also what is no image: UnidentifiedImageError
-            raise ValueError(f"{file} cannot be read as an image: {error}") from error
-        with torch.no_grad():
-            probabilities = network(x[None]).softmax(-1)[0]
-        for probability, label in zip(*probabilities.topk(min(options.top, len(names))), strict=True):
-            table.add_row(str(file), names[int(label)], f"{probability:.4f}")
-    Console().print(table)
+def _changes(options: argparse.Namespace) -> list[str]:
+    """The words that change the recipe's data; all else is refused."""
+    changes: list[str] = options.more
+    if unknown := [word for word in changes if not (options.recipe and word.startswith("--data"))]:
+        options.command.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return changes
 
 
 def _command(name: str, recipe: str, changes: Sequence[str]) -> str:
@@ -200,21 +161,6 @@ def _command(name: str, recipe: str, changes: Sequence[str]) -> str:
     return " ".join(["tspike zoo verify", entry if entry in zoo.list() else name, "--recipe", recipe, *words])
 
 
-def recipe_data(recipe: str, changes: Sequence[str]) -> Any:
-    """The datamodule of a recipe, by its name or its file, changed by words such as ``--data.root=PATH``."""
-    from ..data.check import datamodule_of
-
-    path = Path(recipe) if Path(recipe).is_file() else zoo.recipe_path(recipe)
-    return datamodule_of(path, list(changes))
-
-
 def _accuracy(entry: zoo.ZooEntry) -> str:
     accuracy = entry.metrics.get("test/acc1")
     return "" if accuracy is None else f"{100 * accuracy:.2f} %"
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=True)  # 80 characters are enough: names are there to be copied
-    return table

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -17,8 +18,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 
 from lightning_tspike import TernarySNNModule
-from lightning_tspike.analysis.html_report import ReportError, write_report
+from lightning_tspike.analysis import ReportSection, SectionContent, html_report
+from lightning_tspike.analysis.html_report import ReportError
+from lightning_tspike.analysis.run_logs import RunLogs
 from lightning_tspike.callbacks import (
+    REPORT_SECTIONS,
     AmplitudeLogger,
     EnergyMonitor,
     FiringRateMonitor,
@@ -27,6 +31,8 @@ from lightning_tspike.callbacks import (
 )
 from lightning_tspike.cli.main import main
 from lightning_tspike.data import DigitsDataModule
+
+write_report = partial(html_report.write_report, sections=REPORT_SECTIONS)
 
 TITLES = ["Learning curves", "Amplitudes", "Membrane potentials", "Firing rates", "Energy", "Fold"]
 
@@ -120,6 +126,23 @@ def test_only_what_was_logged(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_section_of_your_own(tmp_path: Path) -> None:
+    """Shown where it stands among the others; without anything to show, left out."""
+
+    def draw(logs: RunLogs) -> SectionContent | None:
+        series = logs.scalars.get("coffee/cups")
+        return SectionContent(f"{series[1][-1]:.0f} cups") if series else None
+
+    sections = [ReportSection("Coffee", draw), *REPORT_SECTIONS]
+    (tmp_path / "metrics.csv").write_text("step,coffee/cups,amplitude/a\n0,1,1\n9,3,2\n")
+    page = html_report.write_report(tmp_path, sections=sections).read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Coffee", "Amplitudes"]
+    assert "<p>3 cups</p>" in page
+    (tmp_path / "metrics.csv").write_text("step,amplitude/a\n0,1\n9,2\n")
+    page = html_report.write_report(tmp_path, sections=sections).read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", page) == ["Amplitudes"]
+
+
 def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,amplitude/<script>x\n0,1.5\n")
     assert "<script>" not in write_report(tmp_path).read_text()
@@ -132,6 +155,10 @@ def test_names_are_text_and_nothing_else(tmp_path: Path) -> None:
         ({"metrics.csv": "step,train/loss\n1,hello\n"}, r"metrics\.csv: train/loss has the value 'hello' at step '1'"),
         ({"metrics.csv": "step,train/loss\n1,2\n", "energy.json": "{"}, r"energy\.json cannot be read"),
         ({"metrics.csv": "step,train/loss\n1,2\n", "membrane.json": "{}"}, r"not as lightning-tspike's.*'first'"),
+        (
+            {"metrics.csv": "step,amplitude/a\n1,2\n", "amplitude_history.json": '{"steps": [0], "layers": {"a": []}}'},
+            r"not as lightning-tspike's.*zip",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -147,7 +174,13 @@ def test_no_such_folder(tmp_path: Path) -> None:
         main(["report", str(tmp_path / "nowhere")])
 
 
-FILES = ["metrics.csv", "membrane.json", "energy.json", "checkpoints/best.folded/fold_report.json"]
+FILES = [
+    "metrics.csv",
+    "membrane.json",
+    "energy.json",
+    "amplitude_history.json",
+    "checkpoints/best.folded/fold_report.json",
+]
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_tspike import TernarySNNModule
 from lightning_tspike.analysis.energy import measure_energy
+from lightning_tspike.analysis.run_logs import read_logs
 from lightning_tspike.callbacks import (
     AmplitudeLogger,
     EnergyMonitor,
@@ -30,6 +31,8 @@ from lightning_tspike.callbacks import (
     MembraneHistogram,
     PredictionWriter,
 )
+from lightning_tspike.callbacks.amplitude import AMPLITUDES
+from lightning_tspike.callbacks.firing_rate import FIRING_RATES
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.folding import fold
 from lightning_tspike.network import ternarize
@@ -412,10 +415,10 @@ def _read_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, set[str]]] 
 
 
 def test_a_resumed_run_remembers_its_first_steps(tmp_path: Path) -> None:
-    """Amplitudes and membrane potentials from before the interruption are in the figure's data and in membrane.json."""
+    """What was measured before the interruption is in the figures, in membrane.json and in the report."""
 
     def watchers() -> list[L.Callback]:
-        return [AmplitudeLogger(every_n_steps=2), MembraneHistogram(every_n_steps=2)]
+        return [AmplitudeLogger(every_n_steps=2), MembraneHistogram(every_n_steps=2), FiringRateMonitor(2)]
 
     checkpoint = ModelCheckpoint(tmp_path / "kept", filename="last")
     fit(tmp_path / "a", [*watchers(), checkpoint], logger=CSVLogger(tmp_path / "a"))
@@ -436,14 +439,28 @@ def test_a_resumed_run_remembers_its_first_steps(tmp_path: Path) -> None:
     assert list(history) == [0, 2, 4, 6, 8, 10, 12, 14, 15]
     assert history[0]["act1"] == 1
     assert history[2]["act1"] != 1
+    figures = {}
+    for folder in ("a", "b"):
+        logs = read_logs(next((tmp_path / folder).rglob("metrics.csv")).parent)
+        for section in (AMPLITUDES, FIRING_RATES):
+            lines = section.draw(logs).pictures[-1][1].axes[0].lines
+            figures[folder, section.title] = {line.get_label(): line.get_xydata() for line in lines}
+    for title in ("Amplitudes", "Firing rates"):
+        assert figures["b", title].keys() == figures["a", title].keys()
+        for name, line in figures["b", title].items():
+            assert list(line[:, 0]) == [0, 2, 4, 6, 8, 10, 12, 14]
+            before = figures["a", title][name]
+            assert line[line[:, 0] == 8] == pytest.approx(before[before[:, 0] == 8])
     # used again for another run, nothing of this one is left
     fit(tmp_path / "c", resumed, logger=CSVLogger(tmp_path / "c"), max_epochs=1)
     assert list(resumed[0].state_dict()["history"]) == [0, 2, 4, 5]
+    assert list(resumed[2].state_dict()["history"]) == [0, 2, 4]
+    assert not list((tmp_path / "c").rglob("*_history.json"))
 
 
 def test_a_long_run_keeps_a_few_amplitudes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes into each checkpoint does not grow with the run; first and last values stay."""
-    monkeypatch.setattr("lightning_tspike.callbacks.amplitude._MOST_STEPS", 8)
+    monkeypatch.setattr("lightning_tspike.callbacks._history._MOST_STEPS", 8)
     logger = AmplitudeLogger(every_n_steps=1)
     fit(tmp_path, [logger], logger=CSVLogger(tmp_path), limit_train_batches=20)
     steps = list(logger.state_dict()["history"])

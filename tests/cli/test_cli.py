@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from lightning_tspike import zoo
+from lightning_tspike.cli.main import main
 from lightning_tspike.cli.user_errors import explained
 from lightning_tspike.neurons import check_timesteps
 
@@ -154,14 +155,16 @@ def test_smoke_run_without_checkpoints(tspike: Callable[..., Any], tmp_path: Pat
         (["fit", "--config", "digits", "--trainer.accelerator=abacus"], "invalid accelerator name"),
         (["fit", "--config", "digits", "--ckpt_path=no.ckpt"], "no.ckpt"),
         (["test", "--config", "digits", "--ckpt_path=text.ckpt"], "text.ckpt is damaged or not a Lightning checkpoint"),
+        (["test", "--config", "digits", "--ckpt_path=list.ckpt"], "list.ckpt is damaged or not a Lightning checkpoint"),
         (["fit", "--config", "fashion_mnist", "--data.root=nowhere"], "train-images-idx3-ubyte"),
-        (["predict", "--model", "tspike-digits", "text.ckpt"], "text.ckpt cannot be read as an image"),
+        (["classify", "tspike-digits", "text.ckpt"], "text.ckpt cannot be read as an image"),
         (["zoo", "info", "digits"], "the zoo has no entry 'digits'; did you mean 'tspike-digits'"),
         (["data", "check", "fashion_mnist", "--data.root=nowhere"], "train-images-idx3-ubyte"),
     ],
 )
 def test_mistakes_are_explained(tspike: Callable[..., Any], tmp_path: Path, words: list[str], message: str) -> None:
     (tmp_path / "text.ckpt").write_text("text")
+    torch.save([torch.zeros(2)], tmp_path / "list.ckpt")
     result = tspike(*words, cwd=tmp_path)
     # a text is what Python prints before it ends with status 1; a traceback would be one, too
     said = result.status if isinstance(result.status, str) else result.stderr.splitlines()[-1]
@@ -181,7 +184,15 @@ def test_mistakes_are_explained(tspike: Callable[..., Any], tmp_path: Path, word
         (["fit"], "--config digits"),
         (["test", "--config", "digits"], "needs trained weights"),
         (["zoo", "list", "--stat", "trained"], "--stat"),
+        (["zoo", "verfy", "tspike-digits"], "there is no command 'verfy'; did you mean 'verify'?"),
+        (["zoo", "verify", "tspike-digits", "--data.root=."], "--data.root=."),  # of which recipe?
+        (["zoo"], "zoo needs a command"),
+        (["--frobnicate"], "--frobnicate"),
         (["report"], "run"),
+        (["classify", "tspike-digits"], "IMAGE"),
+        (["classify", "tspike-digits", "a.png", "--top=0"], "--top must be at least 1, got 0"),
+        (["predict", "--model", "tspike-digits", "a.png"], "use tspike classify NETWORK IMAGE..."),
+        (["predict", "--config", "digits"], "needs trained weights"),
     ],
 )
 def test_a_wrong_command_line(tspike: Callable[..., Any], tmp_path: Path, words: list[str], message: str) -> None:
@@ -192,7 +203,18 @@ def test_a_wrong_command_line(tspike: Callable[..., Any], tmp_path: Path, words:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["zoo", "--help"], ["report", "--help"], ["fitt"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["zoo", "--help"],
+        ["zoo", "list", "--help"],
+        ["help", "classify"],
+        ["report", "--help"],
+        ["fitt"],
+    ],
+)
 def test_what_needs_no_torch_does_not_wait_for_it(tmp_path: Path, words: list[str]) -> None:
     code = (
         "import sys\nfrom lightning_tspike.cli.main import main\ntry: main()\nfinally:\n"
@@ -206,13 +228,40 @@ def test_what_needs_no_torch_does_not_wait_for_it(tmp_path: Path, words: list[st
 
 def test_help_and_version(tspike: Callable[..., Any]) -> None:
     """Every command has a line: those of LightningCLI and ours."""
-    commands = ["fit", "validate", "test", "predict", "fold", "import-official", "report", "data", "zoo"]
-    for words in ([], ["help"], ["--help"]):
+    commands = ["fit", "validate", "test", "predict", "classify", "fold", "import-official", "data check", "report"]
+    zoo_commands = ["list", "info", "load", "card", "verify", "publish"]
+    for words, listed in (
+        ([], [*commands, *(f"zoo {command}" for command in zoo_commands)]),
+        (["help"], [*commands, *(f"zoo {command}" for command in zoo_commands)]),
+        (["--help"], [*commands, *(f"zoo {command}" for command in zoo_commands)]),
+        (["zoo", "--help"], zoo_commands),
+        (["data", "--help"], ["check"]),
+    ):
         result = tspike(*words)
         assert result.status == 0
-        assert [line.split()[0] for line in re.findall(r"^  [a-z].*", result.stdout, re.M)] == commands
+        assert re.findall(r"^  ([a-z][-a-z ]*?)  +[a-z].*", result.stdout, re.M) == listed
         assert max(map(len, result.stdout.splitlines())) <= 82
     assert tspike("--version").stdout == f"lightning-tspike {version('lightning-tspike')}\n"
+
+
+def test_help_of_lightnings_commands_is_lightnings(tspike: Callable[..., Any]) -> None:
+    for words in (["predict", "--help"], ["help", "predict"]):
+        result = tspike(*words)
+        assert result.status == 0
+        assert "--model.timesteps" in result.stdout
+        assert "--trainer.accelerator" in result.stdout
+
+
+def test_main_takes_words_and_leaves_those_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["a_program", "of", "its", "own"])
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config=digits", "--print_config"])
+    assert end.value.code == 0
+    assert not [warning for warning in recwarn if "args" in str(warning.message)]
+    assert sys.argv == ["a_program", "of", "its", "own"]
 
 
 @pytest.mark.parametrize("blocked", ["file", "full"])

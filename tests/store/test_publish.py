@@ -131,7 +131,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "tspike-digits" not in printed
 
 
-def test_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classify(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Image files with the entry's own preprocessing and labels."""
     from sklearn.datasets import load_digits
 
@@ -140,11 +140,11 @@ def test_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     for i in (0, 1, 2):
         image = Image.fromarray((digits.images[i] * 255 / 16).round().astype("uint8"))
         image.convert("RGB").save(f"digit{i}.png")
-    run("predict", "--model", "tspike-digits", "digit0.png", "digit1.png", "digit2.png")
+    run("classify", "tspike-digits", "digit0.png", "digit1.png", "digit2.png")
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" digit")]
     assert [row[:2] for row in rows] == [["digit0.png", "0"], ["digit1.png", "1"], ["digit2.png", "2"]]
     assert all(0.5 < float(row[2]) <= 1 for row in rows)
-    run("predict", "--model", "tspike-digits", "--top", "3", "digit0.png")
+    run("classify", "tspike-digits", "--top", "3", "digit0.png")
     assert capsys.readouterr().out.count("digit0.png") == 3
 
 
@@ -155,9 +155,9 @@ def test_predict(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         (["zoo", "load", "tspike-resnet34-imagenet"], "is planned"),
         (["zoo", "load", "./nowhere"], "there is no folder"),
         (["zoo", "verify", "tspike-digits", "--recipe", "digit"], "did you mean 'digits'"),
-        (["predict", "--model", "tspike-digits", "none.png"], "none.png cannot be read as an image"),
-        (["predict", "--model", "tspike-digits", "text.png"], "text.png cannot be read as an image"),
-        (["predict", "--model", "tspike-nmnist", "text.png"], "classifies recordings of event cameras, not images"),
+        (["classify", "tspike-digits", "none.png"], "none.png cannot be read as an image"),
+        (["classify", "tspike-digits", "text.png"], "text.png cannot be read as an image"),
+        (["classify", "tspike-nmnist", "text.png"], "classifies recordings of event cameras, not images"),
         (["zoo", "publish", "text.png", "tester/net"], "is damaged or not a Lightning checkpoint"),
     ],
 )

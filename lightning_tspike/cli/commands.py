@@ -1,0 +1,125 @@
+"""The tree of commands: each has a parser, the function that runs it, and a line in ``tspike --help``."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, NoReturn
+
+__all__ = ["Commands", "refuse"]
+
+Run = Callable[[argparse.Namespace], None]
+
+
+class _Command(NamedTuple):
+    parser: argparse.ArgumentParser
+    run: Run | None = None  # a group has none
+    takes_more: bool = False
+
+
+class Commands:
+    """The commands that a parser takes as its next word; some are groups with commands of their own, such as ``zoo``.
+
+    Args:
+        parser: Their parser, whose help lists them.
+        hint: What the help ends with.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser, hint: str = "") -> None:
+        self._parser, self._hint = parser, hint
+        # one list in the help, that of every command and not that of the next word alone
+        self._parsers = parser.add_subparsers(metavar="COMMAND", prog=parser.prog, help=argparse.SUPPRESS)
+        parser.usage = f"{parser.prog} COMMAND ..."
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.set_defaults(command=_Command(parser))
+        self._lines: dict[str, str] = {}
+        self._groups: dict[str, Commands] = {}
+
+    def add(
+        self,
+        name: str,
+        run: Run,
+        line: str,
+        description: str | None = None,
+        *,
+        takes_more: bool = False,
+        add_help: bool = True,
+    ) -> argparse.ArgumentParser:
+        """A command.
+
+        Args:
+            name: The word.
+            run: Gets what was parsed, all words of the command line as ``words``, this parser as ``command.parser``.
+            line: What it does, in a line.
+            description: The same at length, for its own ``--help``.
+            takes_more: Words that its parser does not know go to ``run``, as ``more``; else they are refused.
+            add_help: Whether it has ``--help``; what another parser explains has none.
+
+        Returns:
+            Its parser, for its arguments.
+        """
+        self._lines[name] = line
+        # the beginning of an option that passes for the option today may mean another one tomorrow
+        parser = self._parsers.add_parser(
+            name,
+            description=description or f"{line[0].upper()}{line[1:]}.",
+            allow_abbrev=False,
+            add_help=add_help,
+        )
+        parser.set_defaults(command=_Command(parser, run, takes_more))
+        return parser
+
+    def group(self, name: str, description: str) -> Commands:
+        """A word that commands follow."""
+        self._groups[name] = Commands(self._parsers.add_parser(name, description=description, allow_abbrev=False))
+        return self._groups[name]
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """Words and line of every command, groups taken apart."""
+        for name in self._names():
+            if name in self._groups:
+                yield from ((f"{name} {command}", line) for command, line in self._groups[name].lines())
+            else:
+                yield name, self._lines[name]
+
+    def run(self, words: Sequence[str]) -> None:
+        """Run what a command line asks for; ends the process with status 2 where it is wrong, and 0 after help."""
+        self._refuse_unknown(words)
+        self._list_in_help()
+        options, more = self._parser.parse_known_args(words)
+        command: _Command = options.command
+        if more and not command.takes_more:
+            command.parser.error(f"unrecognized arguments: {' '.join(more)}")
+        if command.run is None:
+            command.parser.error(f"{words[-1]} needs a command")
+        options.words, options.more = list(words), more
+        command.run(options)
+
+    def _list_in_help(self) -> None:
+        listed = [f"  {words:<15}  {line}" for words, line in self.lines()]
+        self._parser.epilog = "\n".join(["commands:", *listed, *(["", self._hint] if self._hint else [])])
+        for group in self._groups.values():
+            group._list_in_help()
+
+    def _names(self) -> Sequence[str]:
+        return list(self._parsers.choices)
+
+    def _refuse_unknown(self, words: Sequence[str]) -> None:
+        """Refuse a word that is no command, with the one that was meant."""
+        word = words[0] if words else ""
+        if not word or word.startswith("-"):
+            return
+        if word not in self._names():
+            close = difflib.get_close_matches(word, self._names(), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(self._names())}"
+            refuse(self._parser.prog, f"there is no command {word!r}; {hint}")
+        if word in self._groups:
+            self._groups[word]._refuse_unknown(words[1:])
+
+
+def refuse(command: str, text: str) -> NoReturn:
+    """End the process with one line on stderr and status 2: the command line is wrong."""
+    print(f"{command}: {text}", file=sys.stderr)
+    sys.exit(2)
