@@ -31,7 +31,6 @@ def test_fields() -> None:
     spec = InputSpec.of(FRAMES)
     assert spec == InputSpec((2, 34, 34), (0.0, 0.0), (1.0, 1.0), frames=FrameSlicing(4, "events", (34, 34, 2)))
     assert spec.complete() == ((2, 34, 34), (0.0, 0.0), (1.0, 1.0))
-    assert InputSpec.of({"mean": None}) == InputSpec()
     assert InputSpec.of({"crop_mode": "center"}).others == {"crop_mode": "center"}
     with pytest.raises(ValueError, match=r"\['input_size', 'std'\] are not known"):
         InputSpec(mean=(0.5,)).complete()
@@ -52,6 +51,8 @@ def test_datamodules_say_it_as_a_plain_dict() -> None:
         ("text", "'preprocessing' must have names and values, got 'text'"),
         ({"input_size": [3, 32]}, r"'input_size' must be \[C, H, W\] in pixels"),
         ({"input_size": [3, 32, True]}, r"'input_size' must be \[C, H, W\] in pixels"),
+        ({"crop_pct": 1e-30}, "asks for inputs of"),
+        ({"mean": None}, "'mean' must be left out where it is not known"),
         ({"mean": 0.5}, "'mean' must be a list of numbers, got 0.5"),
         ({"std": [float("inf")]}, "'std' must be a list of numbers"),
         ({**FRAMES, "input_size": [1, 34, 34], "mean": [0.0], "std": [1.0]}, "'sensor_size' must end with the 1"),
