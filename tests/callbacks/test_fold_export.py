@@ -175,9 +175,10 @@ def test_kill_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
     """Processes that write two networks to one folder in turn, killed at random moments by SIGKILL."""
     script = textwrap.dedent("""
         import os, random, signal, time, torch
-        from lightning_tspike.fold import fold
+        from lightning_tspike.folding import fold
         from lightning_tspike.store.folder import read_folder, write_folder
-        from lightning_tspike.models import NetworkConfig, create_network
+        from lightning_tspike.models import create_network
+        from lightning_tspike.network import NetworkConfig
 
         torch.set_num_threads(1)  # threads do not survive a fork
         networks = [fold(create_network(NetworkConfig("tspike_resnet_small", 10, 1)))[0] for _ in range(2)]
@@ -287,7 +288,7 @@ def test_two_processes(tmp_path: Path) -> None:
             AmplitudeLogger, BestCheckpoint, EnergyMonitor, FiringRateMonitor, FoldExport, LastCheckpoint,
             MembraneHistogram
         )
-        from lightning_tspike.checkpoint_io import AtomicCheckpointIO
+        from lightning_tspike.training.checkpoint_io import AtomicCheckpointIO
         from lightning_tspike.data import DigitsDataModule
 
         if __name__ == "__main__":
