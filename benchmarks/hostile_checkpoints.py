@@ -24,13 +24,14 @@ from .hostile_folders import IMAGES, ORIGINAL, published
 
 def made(scratch: Path) -> Path:
     """A sound checkpoint, of a network that is folded already."""
-    network, config = read_folder(ORIGINAL)
+    network, manifest = read_folder(ORIGINAL)
     assert network.config is not None
+    assert manifest.preprocessing is not None
     saved = {
         "state_dict": {f"network.{name}": tensor for name, tensor in network.state_dict().items()},
         "hyper_parameters": {**asdict(network.config), "amplitude": "fixed", "lr": 0.1},
-        "preprocessing": config.preprocessing.to_dict() if config.preprocessing else None,
-        "label_names": list(config.label_names or []) or None,
+        "preprocessing": manifest.preprocessing.to_dict(),
+        "label_names": list(manifest.label_names or ()),
     }
     torch.save(saved, scratch / "a.ckpt")
     return scratch / "a.ckpt"

@@ -92,11 +92,11 @@ class InputSpec:
         mode = self.interpolation
         if mode is not None and (not isinstance(mode, str) or mode not in _INTERPOLATIONS):
             raise ValueError(f"'interpolation' must be one of {sorted(_INTERPOLATIONS)}, got {reprlib.repr(mode)}")
-        if size is not None:
-            check_frames(size)
-            # before it is cropped, a square image has the longer side both ways
-            side = math.floor(min(max(size[1:]) / (self.crop_pct or 1.0), _LARGEST_SIDE))
-            check_frames([size[0], side, side])
+        channels, *sides = size or (1, 1, 1)
+        check_frames([channels, *sides])
+        # before it is cropped, a square image has the longer side both ways
+        side = math.floor(min(max(sides) / (self.crop_pct or 1.0), _LARGEST_SIDE))
+        check_frames([channels, side, side])
         if self.frames is not None:
             self._check_slicing(self.frames)
 
@@ -122,10 +122,12 @@ class InputSpec:
         values = plain(facts)
         if not isinstance(values, dict):
             raise ValueError(f"'preprocessing' must have names and values, got {reprlib.repr(values)}")
-        known = {name: values.pop(name) for name in _NAMES if values.get(name) is not None}
+        known = {name: values.pop(name) for name in _NAMES if name in values}
+        if unknown := [name for name, value in known.items() if value is None]:
+            raise ValueError(f"{unknown[0]!r} must be left out where it is not known, got None")
         if "frames" in known:
             known["frames"] = _slicing_of(known["frames"])
-        return cls(**known, others={name: value for name, value in values.items() if name not in _NAMES})
+        return cls(**known, others=values)
 
     @property
     def is_complete(self) -> bool:

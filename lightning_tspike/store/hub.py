@@ -174,12 +174,13 @@ def _status(error: BaseException | None) -> int | None:
 
 
 def _may_pass(error: BaseException | None, can_repeat: bool) -> bool:
-    if constants.HF_HUB_OFFLINE or isinstance(error, OfflineModeIsEnabled):
+    if constants.HF_HUB_OFFLINE or isinstance(error, (OfflineModeIsEnabled, LocalTokenNotFoundError)):
         return False
     if (status := _status(error)) is not None:
         return status in _PASSING
     while error is not None and can_repeat:
-        if isinstance(error, _BROKEN_OFF):
+        # an OSError without a number is none of this machine's, such as a full disk: a file ended before its end
+        if isinstance(error, _BROKEN_OFF) or (isinstance(error, OSError) and error.errno is None):
             return True
         error = error.__cause__
     return False

@@ -314,6 +314,10 @@ def test_label_names(folder: Path, tmp_path: Path) -> None:
     assert config.label_names is None
     named = write_folder(tmp_path / "named", network, label_names=list("abcde"))
     assert read_manifest(named).label_names == tuple("abcde")
+    for facts in ({"label_names": ["a"]}, {"preprocessing": {"crop_pct": 2}}):  # could not be read again
+        with pytest.raises(ValueError, match="nothing is written to .*other, as nothing could read it"):
+            write_folder(tmp_path / "other", network, **facts)
+    assert not (tmp_path / "other").exists()
     for names in (["a"], [1, 2, 3, 4, 5]):
         edit_config(named, label_names=names)
         with pytest.raises(FolderError, match="'label_names' must be 5 texts"):

@@ -252,6 +252,16 @@ def test_every_recipe_of_an_entry_exists() -> None:
         zoo.recipe_path("digit")
 
 
+def test_names_of_the_face() -> None:
+    """All that it offers is found by tab completion and in ``import *``, the builtin ``list`` included."""
+    assert sorted(dir(zoo)) == sorted(zoo.__all__)
+    assert all(callable(getattr(zoo, name)) for name in zoo.__all__)
+    assert zoo.list is zoo.list_entries
+    assert isinstance(zoo.list(), list)
+    with pytest.raises(AttributeError, match="has no attribute 'lod'"):
+        zoo.lod  # noqa: B018
+
+
 def test_listing_does_not_wait_for_torch() -> None:
     code = """
 import sys
