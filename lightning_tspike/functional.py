@@ -37,7 +37,7 @@ from ._plain import is_plain
 from .kernels import Neuron, per_channel
 from .surrogate import SURROGATES, fired
 
-__all__ = ["Memory", "binary_lif", "integrate_and_fire", "membrane_potential", "ternary_lif"]
+__all__ = ["Complement", "binary_lif", "integrate_and_fire", "membrane_potential", "ternary_lif"]
 
 DECAY = 0.25
 THRESHOLD = 0.5
@@ -48,7 +48,7 @@ Number: TypeAlias = Tensor | float
 Fire: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-class Memory(NamedTuple):
+class Complement(NamedTuple):
     """The memory of a complemented neuron (equations at the top of this file); numbers in (0, 1), or shape []."""
 
     alpha: Number
@@ -67,7 +67,7 @@ def ternary_lif(
     reset: Reset = "hard",
     detach_reset: bool = False,
     surrogate: Surrogate = "rectangular",
-    memory: Memory | None = None,
+    complement: Complement | None = None,
     static_input: bool = False,
 ) -> Tensor:
     """Run a layer of ternary LIF neurons over all time steps (equations at the top of this file).
@@ -77,14 +77,14 @@ def ternary_lif(
             numbers and truth values are taken as numbers of torch's default dtype.
         timesteps: Number of time steps T.
         amplitude: Spike amplitude a > 0: one number, or a tensor of shape [], [1] or [C]. Like ``decay``, ``threshold``
-            and the numbers of ``memory`` it may require a gradient.
+            and the numbers of ``complement`` it may require a gradient.
         decay: Factor tau in [0, 1] by which the membrane potential shrinks in one time step: a number, or shape [] or
             [1].
         threshold: Firing threshold theta > 0, in units of the membrane potential: one number, or shape [], [1] or [C].
         reset: ``"hard"`` sets the membrane potential to 0 after a spike, ``"soft"`` subtracts the threshold.
         detach_reset: Cut the gradient that flows through the reset.
         surrogate: ``"rectangular"``, ``"triangular"`` or ``"arctan"``.
-        memory: For the complemented neuron; None for the ordinary one.
+        complement: For the complemented neuron; None for the ordinary one.
         static_input: ``x`` has shape [B, ...] and is the input at every time step.
 
     Returns:
@@ -108,7 +108,7 @@ def ternary_lif(
         [2.0, 0.0, -2.0]
     """
     neuron = Neuron(timesteps, reset, detach_reset, surrogate, is_ternary=True, static_input=static_input)
-    return _spikes(x, amplitude, decay, threshold, neuron, memory)
+    return _spikes(x, amplitude, decay, threshold, neuron, complement)
 
 
 def binary_lif(
@@ -137,7 +137,7 @@ def membrane_potential(
     reset: Reset = "hard",
     detach_reset: bool = False,
     surrogate: Surrogate = "rectangular",
-    memory: Memory | None = None,
+    complement: Complement | None = None,
     static_input: bool = False,
     is_ternary: bool = True,
 ) -> Tensor:
@@ -151,7 +151,7 @@ def membrane_potential(
         reset: As in :func:`ternary_lif`.
         detach_reset: As in :func:`ternary_lif`.
         surrogate: As in :func:`ternary_lif`; it matters to the gradient alone.
-        memory: As in :func:`ternary_lif`.
+        complement: As in :func:`ternary_lif`.
         static_input: As in :func:`ternary_lif`.
         is_ternary: False for binary neurons.
 
@@ -164,7 +164,14 @@ def membrane_potential(
     fire = _Fire.bind(surrogate, is_ternary)
     x = _over_time(x, timesteps) if static_input else x
     return integrate_and_fire(
-        x, timesteps, fire, decay=decay, threshold=threshold, reset=reset, detach_reset=detach_reset, memory=memory
+        x,
+        timesteps,
+        fire,
+        decay=decay,
+        threshold=threshold,
+        reset=reset,
+        detach_reset=detach_reset,
+        complement=complement,
     )[0]
 
 
@@ -177,7 +184,7 @@ def integrate_and_fire(
     threshold: Number,
     reset: Reset,
     detach_reset: bool = False,
-    memory: Memory | None = None,
+    complement: Complement | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The core of all neurons: integrate, fire and reset over T time steps.
 
@@ -190,7 +197,7 @@ def integrate_and_fire(
         threshold: As in :func:`ternary_lif`.
         reset: As in :func:`ternary_lif`.
         detach_reset: As in :func:`ternary_lif`.
-        memory: As in :func:`ternary_lif`.
+        complement: As in :func:`ternary_lif`.
 
     Returns:
         Membrane potentials before firing and spikes, both [T*B, ...] in at least single precision.
@@ -216,13 +223,13 @@ def integrate_and_fire(
         if t + 1 < timesteps:
             s = s.detach() if detach_reset else s
             v = u * (1 - s.abs()) if reset == "hard" else u - theta * s
-            h = decay * v if memory is None else _remember(memory, h, decay * v)
+            h = decay * v if complement is None else _remember(complement, h, decay * v)
     return torch.cat(membranes), torch.cat(spikes)
 
 
-def _remember(memory: Memory, h: Tensor | None, leaked: Tensor) -> Tensor:
+def _remember(complement: Complement, h: Tensor | None, leaked: Tensor) -> Tensor:
     """h_{t+1} of the complemented neuron, from h_t (None: 0) and tau * v_t."""
-    alpha, beta, gamma, variant = memory
+    alpha, beta, gamma, variant = complement
     if variant == "static":
         new = gamma * leaked
         return new if h is None else new + torch.where(h >= 0, alpha * h, beta * h)
@@ -274,7 +281,7 @@ class _FireWithTangents(_Fire):
 
 
 def _spikes(
-    x: Tensor, amplitude: Number, decay: Number, threshold: Number, neuron: Neuron, memory: Memory | None
+    x: Tensor, amplitude: Number, decay: Number, threshold: Number, neuron: Neuron, complement: Complement | None
 ) -> Tensor:
     """Spikes a * s [T*B, ...], by a kernel or by the equations."""
     fire = _Fire.bind(neuron.surrogate, neuron.is_ternary)
@@ -283,7 +290,7 @@ def _spikes(
     if not isinstance(amplitude, Tensor):  # what training makes of one is for training to see, in its loss
         _check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
     amplitude = _as_tensor(amplitude, x, dtype)
-    way = kernels.choose(x, neuron) if memory is None else "reference"
+    way = kernels.choose(x, neuron) if complement is None else "reference"
     if way != "reference":
         _check(x, 1 if neuron.static_input else neuron.timesteps, neuron.reset)
         _check_timesteps(neuron.timesteps)
@@ -292,7 +299,7 @@ def _spikes(
         return kernels.run(way, x, amplitude, _as_tensor(threshold, x, dtype), decay, neuron)
     _, spikes = integrate_and_fire(
         _over_time(x, neuron.timesteps) if neuron.static_input else x, neuron.timesteps, fire,
-        decay=decay, threshold=threshold, reset=neuron.reset, detach_reset=neuron.detach_reset, memory=memory,
+        decay=decay, threshold=threshold, reset=neuron.reset, detach_reset=neuron.detach_reset, complement=complement,
     )  # fmt: skip
     # in the dtype of x only at the end: the amplitude's gradient is summed over spikes in single precision
     return (spikes * per_channel(amplitude, x)).to(x.dtype)

@@ -278,7 +278,7 @@ class ComplementedTernaryLIF(TernaryLIF):
 
     def _options(self) -> dict[str, Any]:
         alpha, beta, gamma = self.raw_memory.sigmoid().unbind()
-        return {**super()._options(), "memory": functional.Memory(alpha, beta, gamma, self.variant)}
+        return {**super()._options(), "complement": functional.Complement(alpha, beta, gamma, self.variant)}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, variant={self.variant}"

@@ -11,7 +11,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("page", ["docs/fold.md", "docs/speed.md", "docs/watching.md", "docs/zoo.md"])
+@pytest.mark.parametrize(
+    "page", ["docs/fold.md", "docs/speed.md", "docs/training.md", "docs/watching.md", "docs/zoo.md"]
+)
 def test_python_blocks_run(page: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert blocks

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lightning_tspike.functional import Memory, binary_lif, integrate_and_fire, ternary_lif
+from lightning_tspike.functional import Complement, binary_lif, integrate_and_fire, ternary_lif
 from lightning_tspike.surrogate import SURROGATES
 
 
@@ -74,8 +74,8 @@ def test_smooth_neuron_passes_gradcheck(is_ternary: bool, variant: str | None, r
                                   for v in (0.4, 0.6, 0.3, 0.7, 0.6))  # fmt: skip
 
     def run(x, decay, threshold, *numbers):  # noqa: ANN001, ANN002, ANN202
-        memory = Memory(*numbers, variant) if variant else None
-        options = {"decay": decay, "threshold": threshold, "reset": reset, "memory": memory}
+        complement = Complement(*numbers, variant) if variant else None
+        options = {"decay": decay, "threshold": threshold, "reset": reset, "complement": complement}
         return integrate_and_fire(x, 3, _smooth(is_ternary), **options)
 
     assert torch.autograd.gradcheck(run, (x, decay, threshold, *(numbers if variant else ())))

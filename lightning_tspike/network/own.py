@@ -26,8 +26,11 @@ def own_network(model: nn.Module, options: dict[str, Any]) -> SpikingNetwork:
             channels; a spiking one also its time steps and neurons) may only be repeated.
 
     Raises:
+        TypeError: It is no module.
         ValueError: An option says otherwise than the model, or is out of range.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"backbone must be the name of a timm model or a module, got {model!r}")
     options = {key: value for key, value in options.items() if key != "backbone"}
     if options.pop("backbone_kwargs", None):
         raise ValueError("backbone_kwargs are for backbones by name: a model of your own has its arguments already")

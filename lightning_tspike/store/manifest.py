@@ -199,14 +199,17 @@ def _manifest_of(config: dict[str, Any]) -> Manifest:
             raise ValueError(f"describes no network that can be built: {key!r} must be names, got {config[key]!r}")
     if not all(isinstance(name, str) for name in config["merged_norms"].values()):
         raise ValueError(f"describes no network that can be built: 'merged_norms' got {config['merged_norms']!r}")
-    spec, names = config["preprocessing"], check_label_names(config["label_names"], network.num_classes)
+    names = check_label_names(config["label_names"], network.num_classes)
+    spec = InputSpec.of(config["preprocessing"]) if config["preprocessing"] is not None else None
+    if spec is not None and spec.input_size is not None and spec.input_size[0] != network.in_chans:
+        raise ValueError(f"has an 'input_size' of {spec.input_size[0]} channels, its network takes {network.in_chans}")
     library_version = config.get("library_version")
     return Manifest(
         network=network,
         amplitudes=tuple(config["amplitudes"]),
         sum_pools=tuple(config["sum_pools"]),
         merged_norms=config["merged_norms"],
-        preprocessing=InputSpec.of(spec) if spec is not None else None,
+        preprocessing=spec,
         label_names=tuple(names) if names is not None else None,
         weights={precision: _weights_file_of(precision, facts) for precision, facts in config["weights"].items()},
         unfolded=config["unfolded"],

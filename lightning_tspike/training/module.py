@@ -42,7 +42,7 @@ from .schedules import create_schedule
 __all__ = ["TernarySNNModule"]
 
 
-@takes(NetworkConfig, Objective, OptimizerOptions)
+@takes(NetworkConfig, Objective, OptimizerOptions, backbone=str, loss=Literal["ce", "tet"])
 class TernarySNNModule(L.LightningModule):
     """A backbone with spiking neurons, trained on the cross-entropy of the time-averaged logits or another loss.
 
@@ -104,7 +104,10 @@ class TernarySNNModule(L.LightningModule):
         _check_together(self.objective, calibration_images, memory, compile)
         shape = {"num_classes": num_classes, "timesteps": timesteps, "in_chans": in_chans, **options}
         self.network = _build(backbone, shape, pretrained)
-        config = self.network.config
+        config: Any = self.network.config
+        self.save_hyperparameters()  # those of a subclass; a network is no hyperparameter, files hold no code
+        for name in [name for name, value in self.hparams.items() if isinstance(value, nn.Module)]:
+            del self.hparams[name]
         self.save_hyperparameters(
             {
                 **asdict(config),

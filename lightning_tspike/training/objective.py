@@ -54,6 +54,10 @@ class Objective:
                 f"loss must be 'ce', 'tet' or a function of logits [T, B, K] and targets, got {self.loss!r}; a "
                 "checkpoint of a run with such a function needs it again: load_from_checkpoint(path, loss=...)"
             )
+        if callable(self.loss) and self.label_smoothing:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing!r} is for 'ce' and 'tet': smooth the labels in your own loss"
+            )
         for name in ("tet_weight", "teacher_weight", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")

@@ -13,7 +13,7 @@ __all__ = ["options_of", "takes"]
 _Class = TypeVar("_Class", bound=type)
 
 
-def takes(*kinds: type) -> Callable[[_Class], _Class]:
+def takes(*kinds: type, **in_files: Any) -> Callable[[_Class], _Class]:
     """Give a class whose ``__init__`` ends with ``**options`` the signature and the docstring of what they may be.
 
     So ``help``, tab completion and LightningCLI (its ``--help`` and ``--print_config``) show every option with its
@@ -21,21 +21,31 @@ def takes(*kinds: type) -> Callable[[_Class], _Class]:
 
     Args:
         kinds: Dataclasses with an ``Attributes:`` section. What the class names itself is left out.
+        in_files: Types of the options that in Python may be objects, and in recipes and on the command line are names
+            alone: there, the path of an object would import code.
     """
 
     def dress(cls: _Class) -> _Class:
         init: Any = cls.__init__  # type: ignore[misc]
         signature = inspect.signature(init)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own = [
+            p.replace(annotation=in_files.get(p.name, p.annotation))
+            for p in signature.parameters.values()
+            if p.kind is not p.VAR_KEYWORD
+        ]
         more = {
             field.name: inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=hints[field.name]
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=_default(field),
+                annotation=in_files.get(field.name, hints[field.name]),
             )
             for kind in kinds
             for hints in [get_type_hints(kind)]
             for field in dataclasses.fields(kind)
             if field.name not in signature.parameters
         }
+        init.__annotations__ = {**init.__annotations__, **in_files}
         init.__signature__ = signature.replace(parameters=[*own, *more.values()])
         lines = [line for kind in kinds for name, line in _documented(kind) if name in more]
         indented = textwrap.indent("\n".join(lines), " " * 8)

@@ -113,6 +113,10 @@ def test_a_network_of_the_zoo_stays_a_named_one(tmp_path: Path) -> None:
         ({"in_chans": 2}, "in_chans=2 does not fit"),
         ({"backbone_kwargs": {"width": 3}}, "backbone_kwargs are for backbones by name"),
         ({"pretrained": True}, "pretrained= is for backbones by name"),
+        (
+            {"loss": lambda per_step, targets: per_step.sum(), "label_smoothing": 0.1},
+            "smooth the labels in your own loss",
+        ),
         ({"colour": 1}, "colour"),
     ],
 )
@@ -152,9 +156,12 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
 class Subclass(lt.TernarySNNModule):
     """Another loss and another optimizer, by overriding Lightning's hooks."""
 
+    def __init__(self, net: nn.Module, scale: float = 2.0, **options: Any) -> None:
+        super().__init__(net, **options)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
-        loss = F.multi_margin_loss(self(x), y)
+        loss = self.hparams["scale"] * F.multi_margin_loss(self(x), y)
         self.log("train/margin", loss)
         return loss
 
@@ -163,11 +170,14 @@ class Subclass(lt.TernarySNNModule):
 
 
 def test_a_subclass_overrides_hooks(tmp_path: Path) -> None:
-    module = Subclass("tspike_resnet_small", 3, 2, 1, lr=0.003)
+    module = Subclass(Own(), scale=3.0, timesteps=2, lr=0.003)
     trainer = fit(tmp_path, module, 2)
     assert isinstance(trainer.optimizers[0], torch.optim.AdamW)
     assert "train/margin" in trainer.callback_metrics
-    loaded = Subclass.load_from_checkpoint(tmp_path / "last.ckpt").eval()
+    loaded = Subclass.load_from_checkpoint(tmp_path / "last.ckpt", net=Own()).eval()
+    assert loaded.hparams["scale"] == 3.0
     x = next(iter(loader()))[0]
     torch.testing.assert_close(loaded(x), module.eval()(x), rtol=0, atol=0)
-    torch.testing.assert_close(lt.zoo.load(tmp_path / "last.folded")(x), loaded(x))
+    torch.testing.assert_close(lt.zoo.load(tmp_path / "last.folded", model=Own())(x), loaded(x))
+    with pytest.raises(TypeError, match="got 7"):
+        Subclass(7)  # type: ignore[arg-type]
