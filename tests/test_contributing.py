@@ -10,9 +10,11 @@ from textwrap import dedent
 import pytest
 import torch
 from lightning import Trainer
+from torch import nn
 
 import lightning_tspike as lt
 from lightning_tspike.data.image_sources import SOURCES
+from lightning_tspike.graph import rules
 from lightning_tspike.neurons import NEURONS
 from lightning_tspike.store.folder import read_folder, write_folder
 
@@ -68,6 +70,35 @@ SOURCE = '''
             return Striped(96 if split == "train" else 32)
 '''
 
+RULE = '''
+    """A quarter turn of the image."""
+
+    import torch
+
+    from lightning_tspike.graph.rules import Move
+
+
+    class Turn(Move):
+        """Elements only change places."""
+
+        covers, gauges, spikes = "quarter turn", "every element takes its gauge along", "yes"
+        modules, functions, methods = (), frozenset({torch.rot90}), frozenset({"rot90"})
+'''
+
+
+class Turned(nn.Module):
+    """Spikes are turned between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.act1 = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()
+        self.conv2, self.act2 = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+        self.head = nn.Linear(4 * 36, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.rot90(self.act1(self.conv1(x)), 1, (2, 3))
+        return self.head(self.act2(self.conv2(x)).flatten(1))
+
 
 def module(name: str, text: str) -> types.ModuleType:
     made = types.ModuleType(name)
@@ -100,3 +131,15 @@ def test_a_data_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trainer.fit(net, data)
     assert trainer.test(net, data, verbose=False)[0]["test/acc1"] > 0.9
     assert data.preprocessing["input_size"] == [1, 8, 8]
+
+
+def test_an_operation_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = lt.ternarize(Turned(), 2, input_size=(1, 6, 6), amplitude="channel").double()
+    for neuron in network.neurons().values():
+        torch.nn.init.uniform_(neuron.raw_amplitude, 0.5, 1.5)
+    images = torch.randn(4, 1, 6, 6, dtype=torch.float64)
+    assert lt.fold(network, images)[1].kept == ["act1"]  # the turn is not known: gauge 1 on both sides
+    monkeypatch.setattr(rules, "RULES", [*rules.RULES, module("turn", RULE).Turn()])
+    folded, report = lt.fold(network, images)
+    assert report.kept == []
+    torch.testing.assert_close(folded(images), network.eval()(images))

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_tspike.graph.layer_rules import LAYER_RULES
+from lightning_tspike.graph.rule_table import rule_table
+from lightning_tspike.graph.rules import RULES
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -40,3 +44,11 @@ def test_readme_is_short_and_its_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
             assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_table_of_the_fold_is_that_of_the_rules() -> None:
+    """``python -m lightning_tspike.graph.rule_table`` prints it."""
+    text = (ROOT / "docs/fold.md").read_text()
+    found = text.partition("<!-- python -m lightning_tspike.graph.rule_table -->\n")[2].partition("<!-- end -->")[0]
+    assert found == rule_table()
+    assert all(rule.covers in found for rule in (*LAYER_RULES, *RULES))

@@ -31,7 +31,9 @@ from torch.nn import functional as F
 from .._batches import images_of
 from .._observe import observed
 from ..functional import per_channel
-from ..graph.operations import NORMS, Kind, absorbs, channel_axis, count_owners, kind_of, layer_of
+from ..graph.layer_rules import absorbs, layer_of, layer_rule_of
+from ..graph.operations import NORMS, count_owners
+from ..graph.rules import Join, rule_of
 from ..graph.tracing import trace
 from ..network.modularize import functions_to_modules
 from ..network.spiking_network import SpikingNetwork
@@ -99,7 +101,8 @@ def _calibrate(network: SpikingNetwork, ann: nn.Module, images: Tensor) -> dict[
     neurons: dict[str, Any] = {name: m for name, m in own.items() if isinstance(m, SpikingNeuron)}
     weighted: dict[str, Any] = {name: m for name, m in own.items() if _can_fit_weights(m)}
     biases = _biases(graph, network.model, set(own.values()))
-    axes = {name: channel_axis(biases.get(name, m)) for name, m in (neurons | weighted).items()}
+    read = {name: biases.get(name, m) for name, m in (neurons | weighted).items()}
+    axes = {name: layer_rule_of(m).channel_axis(m) for name, m in read.items()}
     layers = _record(ann.eval(), images, axes)
     errors: dict[str, float] = {}
     tied: set[Tensor] = set()  # amplitudes that are fitted already
@@ -149,7 +152,7 @@ def _biases(graph: fx.Graph, model: nn.Module, own: set[nn.Module]) -> dict[str,
         if (layer := layer_of(node, modules)) is not None:
             return layer[0] if layer[0] in own and getattr(layer[0], "bias", None) is not None else None
         passes = node.op == "call_module" and isinstance(modules[str(node.target)], (nn.Identity, nn.Dropout))
-        adds = kind_of(node, modules, lambda _: False) is Kind.JOIN and "sub" not in str(node.target)
+        adds = isinstance(rule_of(node, modules, lambda _: False), Join) and "sub" not in str(node.target)
         sources = [found for n in node.all_input_nodes if (found := find(n)) is not None] if passes or adds else []
         return sources[0] if sources else None
 

@@ -1,26 +1,8 @@
 """Fold learned spike amplitudes into weights and thresholds, exactly.
 
 Give each channel of each tensor of the network a positive gauge g: true value = g * stored value. The logits keep
-g = 1, and
-
-==========================  ===========================================================================================
-operation                   rule
-==========================  ===========================================================================================
-neuron                      reads gauge g_in: stored threshold = theta / g_in (the membrane is stored as u / g_in);
-                            sends a * s, so a gauge of a on its output leaves the bare s in {-1, 0, +1}
-convolution, linear         W' = W * g_in / g_out,  b' = b / g_out
-batch norm (eval)           mean' = mean / g_in,  weight' = weight * g_in / g_out,  bias' = bias / g_out; the variance
-                            stays, so that its eps is met exactly
-add                         operands and result share one gauge
-concatenate, flatten,       every channel takes its gauge along
-reshape, permute, split
-pools, padding, upsampling, the gauge passes through: f(g * x) = g * f(x) for g > 0
-dropout, ReLU, mean
-times a constant, or times  the gauge passes through
-a tensor of gauge 1
-average pool, on request    sums instead, g_out = g_in / k^2
-anything else               gauge 1 on both sides
-==========================  ===========================================================================================
+g = 1. How each operation changes is in :mod:`lightning_tspike.graph.layer_rules` (layers with numbers of their own) and
+:mod:`lightning_tspike.graph.rules` (all others); docs/fold.md has them in one table.
 
 Gauges that must be equal form a class (:class:`lightning_tspike.graph.GaugeClasses`). A class into which one amplitude
 flows takes that amplitude as its gauge, every other class takes 1. So amplitudes vanish, the architecture stays as it
@@ -44,6 +26,7 @@ from .._observe import Observer, observing
 from ..files.weights import unusable
 from ..graph.activations import activation_calls
 from ..graph.gauges import GaugeClasses, TrainingScales
+from ..graph.layer_rules import layer_rule_of
 from ..graph.operations import NORMS, WEIGHTED, sums_whole_windows
 from ..graph.tracing import TraceError, copy_of
 from ..network.report import group_numbers
@@ -216,42 +199,7 @@ def _absorb(classes: GaugeClasses) -> None:
     with torch.no_grad():
         for layer in classes.layers.values():
             g_in, g_out = gauges[layer.inputs], gauges[layer.outputs]  # [C] or [1]
-            if isinstance(layer.module, SpikingNeuron):
-                _absorb_in_neuron(layer.module, g_in, g_out)
-            elif isinstance(layer.module, NORMS):
-                _absorb_in_norm(layer.module, g_in, g_out)
-            else:
-                _absorb_in_weights(layer.module, g_in, g_out)
-
-
-def _absorb_in_neuron(neuron: SpikingNeuron, g_in: Tensor, g_out: Tensor) -> None:
-    threshold = _simplest(neuron.firing_threshold / g_in)
-    neuron.threshold = (
-        nn.Parameter(torch.atleast_1d(threshold)) if isinstance(neuron.threshold, nn.Parameter) else threshold
-    )
-    if neuron.raw_amplitude is not None:
-        rest = _simplest(neuron.amplitude / g_out)
-        neuron.raw_amplitude = None if bool((rest == 1).all()) else nn.Parameter(torch.atleast_1d(rest))
-
-
-def _absorb_in_weights(layer: Any, g_in: Tensor, g_out: Tensor) -> None:
-    weight = layer.weight  # [C_out, C_in / groups, ...]
-    groups = getattr(layer, "groups", 1)
-    if len(g_in) > 1:  # each output channel reads the input channels of its group
-        g_in = g_in.view(groups, -1).repeat_interleave(len(weight) // groups, 0)  # [C_out, C_in / groups]
-    scale = g_in / g_out.unsqueeze(-1)
-    weight *= scale.view(*scale.shape, *[1] * (weight.ndim - 2))
-    if layer.bias is not None:
-        layer.bias /= g_out
-
-
-def _absorb_in_norm(norm: Any, g_in: Tensor, g_out: Tensor) -> None:
-    norm.running_mean /= g_in
-    if norm.affine:
-        norm.weight *= g_in / g_out
-        norm.bias /= g_out
-    else:  # no weight: the variance takes the scale, 1 / sqrt(var' + eps) = g_in / g_out / sqrt(var + eps)
-        norm.running_var.add_(norm.eps).mul_((g_out / g_in) ** 2).sub_(norm.eps)
+            layer_rule_of(layer.module).absorb(layer.module, g_in, g_out)
 
 
 def _merge_norms(classes: GaugeClasses) -> dict[str, str]:
@@ -270,12 +218,6 @@ def _merge_norms(classes: GaugeClasses) -> dict[str, str]:
         before.module.weight, before.module.bias = fuse(*old, mean, variance, norm.eps, weight, bias)
         merged[layer.name] = before.name
     return merged
-
-
-def _simplest(numbers: Tensor) -> Tensor:
-    """One number where all channels have the same."""
-    first = numbers.flatten()[0]
-    return first if numbers.numel() == 1 or bool((numbers == first).all()) else numbers
 
 
 _HOLDS: tuple[Literal["ternary", "integer", "real"], ...] = ("ternary", "integer", "real")

@@ -21,7 +21,9 @@ from torch import Tensor, fx, nn
 
 from ..neurons import SpikingNeuron
 from . import operations as ops
+from .layer_rules import exposed, layer_of, layer_rule_of
 from .operations import NORMS
+from .rules import Move, rule_of
 from .ties import is_power_of_two, tied_ids
 
 __all__ = ["GaugeClasses", "Layer", "TrainingScales"]
@@ -123,7 +125,7 @@ class _Ids:
             if result is None:  # an input, a constant, or an operation without a rule: gauge 1 on both sides
                 for n in signals:
                     self.pin(self.ids[n])
-                if (found := ops.layer_of(node, self.modules)) is not None and found[0] in self.layers:
+                if (found := layer_of(node, self.modules)) is not None and found[0] in self.layers:
                     self.pin(self.layers[found[0]].outputs)
                 result = _map(lambda v: torch.zeros([1] * v.ndim, dtype=torch.int64), value)
             self.ids[node] = result
@@ -143,43 +145,29 @@ class _Ids:
         return result if fits else None
 
     def _apply(self, node: fx.Node, signals: list[fx.Node]) -> Any:
-        if (found := ops.layer_of(node, self.modules)) is not None:
+        if (found := layer_of(node, self.modules)) is not None:
             module, x = found
             by_channel = self.layer(module, node, x)
             if by_channel is None:
                 return None
-            axis = ops.channel_axis(module)
             shape = [1] * node.meta["value"].ndim
-            shape[axis] = len(by_channel)
+            shape[layer_rule_of(module).channel_axis(module)] = len(by_channel)
             return by_channel.view(shape)
-        x = signals[0]
-        kind = ops.kind_of(node, self.modules, self._is_constant)
-        if kind is ops.Kind.MOVE:
-            return self._move(node)
-        if not all(isinstance(n.meta["value"], Tensor) for n in (node, *signals)):  # a pool that returns indices, too
+        rule = rule_of(node, self.modules, self.is_constant)
+        are_tensors = all(isinstance(n.meta["value"], Tensor) for n in (node, *signals))
+        if rule is None or not (are_tensors or isinstance(rule, Move)):  # a pool that returns indices as well
             return None
-        match kind:
-            case ops.Kind.POINTWISE:
-                return self.ids[x]
-            case ops.Kind.LOCAL:
-                return self._local(node, x)
-            case ops.Kind.REDUCE:
-                return self._reduce(node, x)
-            case ops.Kind.JOIN:
-                first, second = torch.broadcast_tensors(self.ids[signals[0]], self.ids[signals[-1]])
-                self.unite(first, second)
-                return first
-            case ops.Kind.PRODUCT:
-                scaled = signals[-1] if self._is_constant(x) else x
-                others = [self.ids[n] for n in signals]
-                return torch.broadcast_tensors(self.ids[scaled], *others)[0]
-        return None
+        return rule.follow(self, node, signals)
 
-    def _is_constant(self, node: fx.Node) -> bool:
+    def pooled(self, node: fx.Node, channels: Tensor) -> Tensor:
+        """Ids behind an operation within channels."""
+        return channels
+
+    def is_constant(self, node: fx.Node) -> bool:
         """Whether a tensor has the gauge 1 whatever is united later: an input, a parameter, a gate."""
         return not any(bool(ids.any()) for ids in _tensors(self.ids[node]))
 
-    def _move(self, node: fx.Node) -> Any:
+    def moved(self, node: fx.Node) -> Any:
         """Move ids as the operation moves elements: by the operation itself."""
 
         def stand_in(n: fx.Node) -> Any:
@@ -194,22 +182,6 @@ class _Ids:
 
         args, kwargs = fx.node.map_arg(node.args, stand_in), fx.node.map_arg(node.kwargs, stand_in)
         return _map(lambda moved: _compressed(moved.long()), ops.run(node, self.modules, args, kwargs))
-
-    def _local(self, node: fx.Node, x: fx.Node) -> Tensor:
-        """Within a channel, neighbours are combined."""
-        ids = self.ids[x]
-        channels = self.along(ids, 1)
-        return channels.view(1, -1, *[1] * (ids.ndim - 2))
-
-    def _reduce(self, node: fx.Node, x: fx.Node) -> Tensor:
-        """Sums, means and extrema over whole dimensions."""
-        ids = self.ids[x]
-        dims, keepdim = ops.reduced_dims(node, ids.ndim)
-        first = ids
-        for dim in dims:
-            first = first.narrow(dim, 0, 1)
-        self.unite(ids, first)
-        return first if keepdim else first.squeeze(dims)
 
 
 class GaugeClasses(_Ids):
@@ -228,11 +200,11 @@ class GaugeClasses(_Ids):
 
     def __init__(self, graph: fx.Graph, model: nn.Module, sum_pools: Collection[str] = ()) -> None:
         self._owners = ops.count_owners(model)
-        self._exposed = ops.exposed(graph, model)
+        self._exposed = exposed(graph, model)
         self._sum_pools = sum_pools
         self.pools: dict[str, tuple[Tensor, Tensor, float]] = {}
         super().__init__(graph, model)
-        self._tied = self.labels[tied_ids(graph, self.modules, self.ids, self._is_constant)]
+        self._tied = self.labels[tied_ids(graph, self.modules, self.ids, self.is_constant)]
 
     def neurons(self) -> Iterator[tuple[SpikingNeuron, Layer]]:
         """The neurons that are called, in the order of execution."""
@@ -294,9 +266,10 @@ class GaugeClasses(_Ids):
         return bool(torch.isin(self.labels[ids], self._tied).any())
 
     def layer(self, module: nn.Module, node: fx.Node, x: fx.Node) -> Tensor | None:
-        if module in self._exposed or not ops.absorbs(module, self._owners):
+        if module in self._exposed or not layer_rule_of(module).can_absorb(module, self._owners):
             return None
-        inputs = self.along(self.ids[x], ops.channel_axis(module))
+        axis = layer_rule_of(module).channel_axis(module)
+        inputs = self.along(self.ids[x], axis)
         if module in self.layers:
             # Called at several places it has only one set of numbers: inputs share their gauges, and so do outputs.
             layer = self.layers[module]
@@ -308,20 +281,19 @@ class GaugeClasses(_Ids):
             outputs = (
                 self.neuron_ids(module)
                 if isinstance(module, SpikingNeuron)
-                else self.fresh(node.meta["value"].shape[ops.channel_axis(module)])
+                else self.fresh(node.meta["value"].shape[axis])
             )
             layer = self.layers[module] = Layer(self.names[module], module, inputs, outputs)
         layer.nodes.append(node)
         return layer.outputs
 
-    def _local(self, node: fx.Node, x: fx.Node) -> Tensor:
-        result = super()._local(node, x)
-        if node.target in self._sum_pools:
-            inputs, outputs = result.flatten(), self.fresh(result.numel())
-            module: Any = self.modules[str(node.target)]
-            self.pools[str(node.target)] = (inputs, outputs, 1 / ops.window_size(module))
-            result = outputs.view(result.shape)
-        return result
+    def pooled(self, node: fx.Node, channels: Tensor) -> Tensor:
+        if node.target not in self._sum_pools:
+            return channels
+        inputs, outputs = channels.flatten(), self.fresh(channels.numel())
+        module: Any = self.modules[str(node.target)]
+        self.pools[str(node.target)] = (inputs, outputs, 1 / ops.window_size(module))
+        return outputs.view(channels.shape)
 
 
 class TrainingScales(_Ids):
@@ -333,27 +305,18 @@ class TrainingScales(_Ids):
     """
 
     def layer(self, module: nn.Module, node: fx.Node, x: fx.Node) -> Tensor | None:
-        ids = self.ids[x]
-        if isinstance(module, SpikingNeuron):
-            self.pin(ids)
-            if module not in self.layers:
-                self.layers[module] = Layer(self.names[module], module, ids, self.neuron_ids(module))
-            return self.layers[module].outputs
-        if isinstance(module, NORMS):
-            self.along(ids, 1)
-            return torch.zeros(1, dtype=torch.int64)
-        if isinstance(module, ops.OTHER_NORMS):  # they mix channels
-            self.unite_all(ids)
-            return torch.zeros(1, dtype=torch.int64)
-        channels = self.along(ids, ops.channel_axis(module))
-        groups = getattr(module, "groups", 1)
-        size = node.meta["value"].shape[ops.channel_axis(module)]
-        grouped = channels.expand(x.meta["value"].shape[ops.channel_axis(module)]).view(groups, -1)
-        self.unite(grouped, grouped[:, :1])
-        outputs = grouped[:, 0].repeat_interleave(size // groups)
-        if module.bias is not None and not all(self._is_norm(user) for user in node.users):
-            self.pin(outputs)
-        return outputs
+        return layer_rule_of(module).scale(self, module, node, x)
+
+    def emitted(self, neuron: SpikingNeuron, ids: Tensor) -> Tensor:
+        """Ids of a neuron's spikes."""
+        if neuron not in self.layers:
+            self.layers[neuron] = Layer(self.names[neuron], neuron, ids, self.neuron_ids(neuron))
+        return self.layers[neuron].outputs
+
+    def is_norm(self, node: fx.Node) -> bool:
+        """Whether a node is a batch norm."""
+        found = layer_of(node, self.modules)
+        return found is not None and isinstance(found[0], NORMS)
 
     def cancelled(self) -> set[SpikingNeuron]:
         """The neurons whose amplitude changes nothing in training mode: a norm divides it out everywhere it goes."""
@@ -370,10 +333,6 @@ class TrainingScales(_Ids):
             neuron: SpikingNeuron = layer.module
             key = id(neuron if neuron.raw_amplitude is None else neuron.raw_amplitude)
             yield neuron, key, self.labels[layer.outputs].tolist()
-
-    def _is_norm(self, node: fx.Node) -> bool:
-        found = ops.layer_of(node, self.modules)
-        return found is not None and isinstance(found[0], NORMS)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neurons import SpikingNeuron
-from . import operations as ops
+from .layer_rules import layer_of
+from .operations import WEIGHTED
+from .rules import Join, rule_of
 
 __all__ = ["is_power_of_two", "tied_ids"]
 
@@ -40,7 +42,7 @@ def tied_ids(
     on_the_way: dict[fx.Node, list[Tensor]] = {}  # nodes that are odd functions of spikes -> ids from these to them
     tied = [torch.zeros(0, dtype=torch.int64)]
     for node in graph.nodes:
-        layer = ops.layer_of(node, modules)
+        layer = layer_of(node, modules)
         if layer is not None and isinstance(layer[0], SpikingNeuron):
             neuron, x = layer
             if neuron.reset == "soft" and float(torch.as_tensor(neuron.decay).detach()) == 1:
@@ -48,11 +50,11 @@ def tied_ids(
             on_the_way[node] = list(_flat(ids[node]))
             continue
         if layer is not None:
-            odd_in = [layer[1]] if isinstance(layer[0], ops.WEIGHTED) and layer[0].bias is None else []
+            odd_in = [layer[1]] if isinstance(layer[0], WEIGHTED) and layer[0].bias is None else []
         else:
-            kind = ops.kind_of(node, modules, is_constant) if node in ids else None
-            odd_in = [n for n in node.all_input_nodes if n in ids] if kind else []
-            if kind is not ops.Kind.JOIN:  # what is no summand may be a fixed factor, filter or slope
+            rule = rule_of(node, modules, is_constant) if node in ids else None
+            odd_in = [n for n in node.all_input_nodes if n in ids] if rule else []
+            if not isinstance(rule, Join):  # what is no summand may be a fixed factor, filter or slope
                 odd_in = [n for n in odd_in if n.op != "get_attr"]
         if odd_in and all(n in on_the_way for n in odd_in):
             on_the_way[node] = [some for n in odd_in for some in on_the_way[n]] + list(_flat(ids[node]))

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..graph.activations import ACTIVATIONS, activation_calls, is_activation, replace_module, take_hooks
 from ..graph.gauges import GaugeClasses, TrainingScales
-from ..graph.operations import channel_axis, layer_of
+from ..graph.layer_rules import layer_of, layer_rule_of
 from ..graph.tracing import TraceError, counts_on_batch, static_encoders, trace
 from ..neurons import NEURONS, SpikingNeuron
 from .modularize import functions_to_modules
@@ -188,7 +188,7 @@ def _channels(graph: fx.Graph, model: nn.Module, activations: Mapping[str, nn.Mo
         if node.op == "call_module" and node.target in activations:
             shape = node.meta["value"].shape
             layer = layer_of(node.all_input_nodes[0], modules)
-            come_last = len(shape) > 2 and layer is not None and channel_axis(layer[0]) == -1
+            come_last = len(shape) > 2 and layer is not None and layer_rule_of(layer[0]).channel_axis(layer[0]) == -1
             count = None if come_last else shape[1]
             activation = activations[node.target]
             channels[activation] = count if channels.setdefault(activation, count) == count else None
