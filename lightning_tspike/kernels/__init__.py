@@ -45,7 +45,7 @@ def run(name: str, x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tenso
     """
     if name == "operator":
         decay = decay if isinstance(decay, Tensor) else threshold.new_full((), decay)
-        return operator.neuron(x, amplitude, threshold, decay, *neuron)
+        return operator.neuron(x, amplitude, threshold, decay, neuron.timesteps, neuron.kind)
     return _Fused.apply(x, amplitude, threshold, decay, neuron, name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,18 @@ class Neuron(NamedTuple):
     surrogate: Literal["rectangular", "triangular", "arctan"]
     is_ternary: bool
     static_input: bool
+
+    @property
+    def kind(self) -> str:
+        """All of it except T as one text, which an operator of torch can be given."""
+        return f"{self.reset} {self.detach_reset:d} {self.surrogate} {self.is_ternary:d} {self.static_input:d}"
+
+    @classmethod
+    def of_kind(cls, timesteps: int, kind: str) -> Neuron:
+        """The inverse of :attr:`kind`."""
+        reset, detach_reset, surrogate, is_ternary, static_input = kind.split()
+        known: Any = reset, detach_reset == "1", surrogate, is_ternary == "1", static_input == "1"
+        return cls(timesteps, *known)
 
     def batch(self, x: Tensor) -> int:
         """B, of a current [T*B, ...], or [B, ...] with ``static_input``."""

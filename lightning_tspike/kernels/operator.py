@@ -18,31 +18,25 @@ __all__ = ["neuron"]
 
 
 @torch.library.custom_op("lightning_tspike::neuron", mutates_args=())
-def neuron(
-    x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor, timesteps: int, reset: str, detach_reset: bool,
-    surrogate: str, is_ternary: bool, static_input: bool,
-) -> Tensor:  # fmt: skip
-    """Spikes a * s, [T*B, ...]; arguments as in :func:`lightning_tspike.kernels.run`, with those of :class:`Neuron`."""
-    options = Neuron(timesteps, reset, detach_reset, surrogate, is_ternary, static_input)  # type: ignore[arg-type]
+def neuron(x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor, timesteps: int, kind: str) -> Tensor:
+    """Spikes a * s, [T*B, ...]; arguments as in :func:`lightning_tspike.kernels.run`, and :attr:`Neuron.kind`."""
+    options = Neuron.of_kind(timesteps, kind)
     return implementation(_way(x, options)).forward(x, amplitude, threshold, decay, options)
 
 
 @neuron.register_fake
-def _(
-    x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor, timesteps: int, reset: str, detach_reset: bool,
-    surrogate: str, is_ternary: bool, static_input: bool,
-) -> Tensor:  # fmt: skip
-    options = Neuron(timesteps, reset, detach_reset, surrogate, is_ternary, static_input)  # type: ignore[arg-type]
+def _(x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor, timesteps: int, kind: str) -> Tensor:
+    options = Neuron.of_kind(timesteps, kind)
     return options.empty_output(dense(x))
 
 
 @torch.library.custom_op("lightning_tspike::neuron_backward", mutates_args=())
 def _backward(
     x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor, grad: Tensor, needs: list[bool], timesteps: int,
-    reset: str, detach_reset: bool, surrogate: str, is_ternary: bool, static_input: bool,
+    kind: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients towards x, amplitude, threshold and decay; empty tensors for those that ``needs`` denies."""
-    options = Neuron(timesteps, reset, detach_reset, surrogate, is_ternary, static_input)  # type: ignore[arg-type]
+    options = Neuron.of_kind(timesteps, kind)
     run = implementation(_way(x, options)).backward
     first, *others = run(x, amplitude, threshold, decay, options, grad, tuple(needs))
     return (first, *(threshold.new_empty(0) if g is None else g for g in others))
