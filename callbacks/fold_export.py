@@ -88,7 +88,7 @@ class FoldExport(Callback):
         self._config = network.config
         if self._config is None:
             raise MisconfigurationException(
-                "FoldExport needs a network that a file can describe: let TernarySNNModule take it (backbone=), or "
+                "FoldExport needs a network that a name can rebuild, or that TernarySNNModule was given (backbone=); "
                 "register the backbone with timm and build the network by lightning_tspike.models.create_network"
             )
         self._own = copy_of(network).cpu() if self._config.backbone.startswith(OWN) else None

@@ -42,6 +42,7 @@ def test_wheel_is_complete(wheel: list[str]) -> None:
     assert {"lightning_tspike/py.typed", "lightning_tspike/zoo/recipes/digits.yaml"} <= source
 
 
+@pytest.mark.slow
 def test_import_needs_no_extra() -> None:
     code = """
 import sys

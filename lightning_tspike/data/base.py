@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from .._seeding import run_seed
+from .options import Loading
 from .samplers import EpochSampler, InOrderSampler, StreamLoader
 from .samples import OnError, Samples, Stream, collate_readable
 
@@ -41,13 +42,8 @@ class ClassificationDataModule(L.LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int, on_error: OnError = "raise") -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size!r}")
-        if num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, got {num_workers!r}")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
-        self.batch_size, self.num_workers, self.on_error = batch_size, num_workers, on_error
+        loading = Loading(batch_size=batch_size, num_workers=num_workers, on_error=on_error)
+        self.batch_size, self.num_workers, self.on_error = loading.batch_size, loading.num_workers, loading.on_error
         self.train_collate: Callable[[Any], Any] = collate_readable
 
     def train_dataloader(self) -> DataLoader[Any]:

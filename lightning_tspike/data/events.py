@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._options import options_of, takes
 from ..files.input_spec import FrameSlicing, InputSpec, SliceBy
 from .base import ClassificationDataModule
 from .event_frames import CachedFrames, FrameAugmentation, Frames
 from .event_sources import Recordings, find_dataset, open_recordings, split_last
-from .samples import OnError, Samples
+from .options import EventAugmentation, EventLoading
+from .samples import Samples
 
 __all__ = ["EventDataModule"]
 
 _TEST_SHARE = 0.1
 
 
+@takes(EventAugmentation, EventLoading)
 class EventDataModule(ClassificationDataModule):
     """Event recordings as T frames, batches [B, T, P, H, W]: each pixel counts its events, one channel per polarity.
 
@@ -38,16 +41,10 @@ class EventDataModule(ClassificationDataModule):
         sensor_size: Width, height and polarities, for datasets whose class does not have it.
         val_share: Share of the training recordings held out for validation. 0 validates on the test recordings, as is
             usual in the field: mind that a checkpoint chosen by them is tested on the recordings that chose it.
-        hflip: Probability of mirroring training frames.
-        roll: Shift training frames by up to so many pixels, rolling over.
-        nda: Geometric augmentation, see :class:`lightning_tspike.data.event_frames.FrameAugmentation`.
         cache: Where frames are kept once they are made, a folder below ``root`` or an absolute path; None makes them
-            anew each time they are read.
+            again each time they are read.
         download: Let tonic fetch and unpack what is not there.
-        batch_size: Recordings per batch on each device.
-        num_workers: Loader processes on each device; 0 loads in the training process.
-        on_error: What to do about a recording that cannot be read, has events outside of the sensor or no valid label:
-            ``"raise"``, or ``"skip"``: leave it out of its batch, warn, and say at the end how many there were.
+        options: Those of EventAugmentation and EventLoading.
 
     Raises:
         ModuleNotFoundError: tonic is not installed.
@@ -64,16 +61,14 @@ class EventDataModule(ClassificationDataModule):
         size: int | None = None,
         sensor_size: Sequence[int] | None = None,
         val_share: float = 0.1,
-        hflip: float = 0.0,
-        roll: int = 0,
-        nda: bool = False,
         cache: str | None = "frames",
         download: bool = False,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        on_error: OnError = "raise",
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, on_error)
+        augmentation = EventAugmentation(**options_of(EventAugmentation, options))
+        loading = EventLoading(**options)
+        # not by super(), which save_hyperparameters takes for a sign that every option is a local variable
+        ClassificationDataModule.__init__(self, **vars(loading))
         if timesteps < 1:
             raise ValueError(f"timesteps must be at least 1, got {timesteps!r}")
         if slice_by not in ("time", "events"):
@@ -85,9 +80,22 @@ class EventDataModule(ClassificationDataModule):
         width, height, polarities = self.sensor_size
         if size is not None and not 1 <= size <= min(width, height):
             raise ValueError(f"size must lie between 1 and {min(width, height)}, the sensor's, got {size!r}")
-        self.augmentation = FrameAugmentation(hflip=hflip, roll=roll, nda=nda)
-        self.save_hyperparameters()
-        self.options: dict[str, Any] = dict(self.hparams)
+        self.augmentation = FrameAugmentation(**vars(augmentation))
+        self.options: dict[str, Any] = {
+            "dataset": dataset,
+            "root": root,
+            "timesteps": timesteps,
+            "slice_by": slice_by,
+            "size": size,
+            "sensor_size": sensor_size,
+            "val_share": val_share,
+            "cache": cache,
+            "download": download,
+            **vars(augmentation),
+            **vars(loading),
+        }
+        self.save_hyperparameters()  # those of a subclass
+        self.save_hyperparameters(self.options)
         self.size = (size or height, size or width)
         self.preprocessing = InputSpec(
             input_size=(polarities, *self.size),

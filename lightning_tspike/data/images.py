@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from .._options import options_of, takes
 from .._seeding import run_seed
 from ..files.input_spec import InputSpec
 from .base import ClassificationDataModule
 from .image_sources import Images, ImageSource, Look, StreamSource, find_source
 from .image_transforms import Mixing, evaluation_transform, training_transform
-from .samples import OnError, Samples, Stream
+from .options import ImageAugmentation, ImageForm, ImageSplits, Loading
+from .samples import Samples, Stream
 
 __all__ = ["ImageDataModule"]
 
 
+@takes(ImageSplits, ImageForm, ImageAugmentation, Loading)
 class ImageDataModule(ClassificationDataModule):
     """Still images, batches [B, C, image_size, image_size], scaled to [0, 1] and normalised.
 
@@ -51,31 +54,8 @@ class ImageDataModule(ClassificationDataModule):
         root: Folder of the files.
         download: Let torchvision fetch and unpack the files into ``root`` if they are not there. Archives that are
             there already are only unpacked.
-        train_split: Name of the training split, where it differs from the table (``folder``, ``npz``, ``hfds/``,
-            ``hfids/``, ``wds/``; for ``wds/`` it can be ``"train-{000..099}.tar|IMAGES"``).
-        val_split: Name of the validation split.
-        test_split: Name of the test split.
-        val_images: Training images held out for validation where there is no validation split.
         num_classes: Number of classes where nothing else says it (streams).
-        image_size: Height and width in pixels; by default the images' own, or 224 where they have none.
-        crop_pct: Share of the shorter side that the centre crop of the evaluation keeps; by default 0.875 of images
-            that are resized, all of others.
-        interpolation: ``"bilinear"`` or ``"bicubic"``.
-        mean: Of each channel, in [0, 1]. By default known for torchvision's datasets, computed from the training images
-            of an npz file, and timm's for ImageNet otherwise.
-        std: Standard deviation, likewise.
-        crop_padding: Crop training images from a copy with so many black pixels around. By default 4 pixels for CIFAR,
-            2 for MNIST and Fashion-MNIST, an eighth of the side for npz; others are cropped and resized at random.
-        hflip: Probability of mirroring a training image; by default 0.5, and 0 for MNIST.
-        auto_augment: A policy, see :func:`lightning_tspike.data.image_transforms.training_transform`.
-        random_erasing: Probability of a hole of random size.
-        cutout: Side of a square hole in pixels.
-        mixup: Parameter alpha of mixup; 0 for none.
-        cutmix: Parameter alpha of cutmix; 0 for none. With both, each batch gets one of them.
-        batch_size: Images per batch on each device.
-        num_workers: Loader processes on each device; 0 loads in the training process.
-        on_error: What to do about an image that cannot be read or has no valid label: ``"raise"``, or ``"skip"``:
-            leave it out of its batch, warn, and say at the end how many there were.
+        options: Those of ImageSplits, ImageForm, ImageAugmentation and Loading.
 
     Raises:
         ValueError: An option is unknown or out of range, or train and validation have different classes.
@@ -88,37 +68,35 @@ class ImageDataModule(ClassificationDataModule):
         dataset: str = "fashion_mnist",
         root: str = "data",
         download: bool = False,
-        train_split: str | None = None,
-        val_split: str | None = None,
-        test_split: str | None = None,
-        val_images: int = 5000,
         num_classes: int | None = None,
-        image_size: int | None = None,
-        crop_pct: float | None = None,
-        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        crop_padding: int | None = None,
-        hflip: float | None = None,
-        auto_augment: str | None = None,
-        random_erasing: float = 0.0,
-        cutout: int = 0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        batch_size: int = 128,
-        num_workers: int = 0,
-        on_error: OnError = "raise",
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, num_workers, on_error)
+        splits = ImageSplits(**options_of(ImageSplits, options))
+        form = ImageForm(**options_of(ImageForm, options))
+        augmentation = ImageAugmentation(**options_of(ImageAugmentation, options))
+        loading = Loading(**options)
+        # not by super(), which save_hyperparameters takes for a sign that every option is a local variable
+        ClassificationDataModule.__init__(self, **vars(loading))
         self.source = find_source(dataset, root)
-        if self.source.has_fixed_splits and (train_split or val_split or test_split):
+        given = {"train": splits.train_split, "val": splits.val_split, "test": splits.test_split}
+        if self.source.has_fixed_splits and any(given.values()):
             raise ValueError(f"{dataset} has splits of its own: train_split, val_split and test_split are not for it")
-        if self.source.splits["val"] is None and val_images < 1:
-            raise ValueError(f"val_images must be at least 1, got {val_images!r}")
+        if self.source.splits["val"] is None and splits.val_images < 1:
+            raise ValueError(f"val_images must be at least 1, got {splits.val_images!r}")
+        self.options: dict[str, Any] = {
+            "dataset": dataset,
+            "root": root,
+            "download": download,
+            "num_classes": num_classes,
+            **vars(splits),
+            **vars(form),
+            **vars(augmentation),
+            **vars(loading),
+        }
         # Lightning logs these next to the module's own and refuses a num_classes that differs from the module's
-        self.save_hyperparameters(ignore=["num_classes"] if num_classes is None else None)
-        self.options: dict[str, Any] = {"num_classes": num_classes, **self.hparams}
-        given = {"train": train_split, "val": val_split, "test": test_split}
+        left_out = ["num_classes"] if num_classes is None else []
+        self.save_hyperparameters(ignore=left_out)  # those of a subclass
+        self.save_hyperparameters({name: value for name, value in self.options.items() if name not in left_out})
         self.splits: dict[str, Any] = {role: given[role] or name for role, name in self.source.splits.items()}
         self.preprocessing = {}
         if self.source.num_classes is not None:

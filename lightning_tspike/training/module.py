@@ -21,6 +21,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from .._batches import images_of, targets_of
+from .._options import options_of, takes
 from .._seeding import epoch_seed, epoch_to_come, run_seed
 from ..conversion.ann import load_ann
 from ..conversion.calibration import copy_weights
@@ -36,7 +37,6 @@ from ..store.loading import load_with_config
 from .losses import membrane_regularization
 from .objective import Objective
 from .optimization import OptimizerOptions
-from .options import options_of, takes
 from .schedules import create_schedule
 
 __all__ = ["TernarySNNModule"]

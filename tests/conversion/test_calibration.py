@@ -173,8 +173,8 @@ def test_is_deterministic_and_leaves_everything_else_alone(digits: tuple[Tensor,
             ],
             ["layer", "channel"],
         ),
-        ("densenet121", "channel"),
-        ("mixer_s32_224", "layer"),
+        pytest.param("densenet121", "channel", marks=pytest.mark.slow),
+        pytest.param("mixer_s32_224", "layer", marks=pytest.mark.slow),
     ],
 )
 def test_every_family_of_networks(backbone: str, amplitude: str) -> None:

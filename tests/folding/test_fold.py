@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -37,24 +38,16 @@ BACKBONES: dict[str, dict[str, object]] = {
     "repvgg_a0": {},  # batch norm in the shortcuts
 }
 
-LARGE = {
-    (backbone, "layer")
-    for backbone in (
-        *("resnet34", "resnet50", "resnetblur50", "resnext50_32x4d"),
-        *("vgg16_bn", "vgg16", "densenet121", "seresnet50"),
-    )
-}
+LARGE = {"resnet34", "resnet50", "resnetblur50", "resnext50_32x4d", "vgg16_bn", "vgg16", "densenet121", "seresnet50"}
+
+
+def _case(backbone: str, amplitude: str) -> Any:
+    marks = [pytest.mark.slow] if amplitude == "layer" and backbone in LARGE else []
+    return pytest.param(backbone, amplitude, marks=marks)
 
 
 @pytest.mark.parametrize(
-    ("backbone", "amplitude"),
-    [
-        pytest.param(
-            backbone, amplitude, marks=[pytest.mark.slow] if amplitude == "layer" and backbone in LARGE else []
-        )
-        for backbone in BACKBONES
-        for amplitude in ("layer", "channel")
-    ],
+    ("backbone", "amplitude"), [_case(backbone, kind) for backbone in BACKBONES for kind in ("layer", "channel")]
 )
 def test_folded_equals_unfolded(lively: Callable[..., SpikingNetwork], backbone: str, amplitude: str) -> None:
     network = lively(backbone, num_classes=10, timesteps=2, amplitude=amplitude, backbone_kwargs=BACKBONES[backbone])

@@ -62,7 +62,7 @@ def margins(network: SpikingNetwork, images: Tensor) -> Tensor:
     return least
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_channel", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["digits", "digits_channel", pytest.param("fashion_mnist", marks=pytest.mark.slow)])
 def test_same_decisions_in_single_precision(name: str, shared: Callable[[str], Path]) -> None:
     images, labels = fashion_mnist(shared) if name == "fashion_mnist" else digits()
     network, _ = read_folder(TRAINED / name)

@@ -142,6 +142,7 @@ def test_deep_stem_of_other_widths_with_trained_amplitudes() -> None:
     assert network(torch.randn(2, 1, 8, 8)).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_command_writes_a_folder_that_the_zoo_loads(tmp_path: Path) -> None:
     torch.save(small(), tmp_path / "a.pth")
     command = [sys.executable, "-c", "from lightning_tspike.cli.main import main; main()", "import-official", "a.pth"]

@@ -107,6 +107,7 @@ def test_whole_graph_is_captured(
     _check_same(compiled, network, x)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_resnet18(lively: Callable[..., SpikingNetwork]) -> None:
     torch.compiler.reset()

@@ -156,8 +156,8 @@ def test_a_loss_of_ones_own(tmp_path: Path) -> None:
 class Subclass(lt.TernarySNNModule):
     """Another loss and another optimizer, by overriding Lightning's hooks."""
 
-    def __init__(self, net: nn.Module, scale: float = 2.0, **options: Any) -> None:
-        super().__init__(net, **options)
+    def __init__(self, backbone: nn.Module, scale: float = 2.0, **options: Any) -> None:
+        super().__init__(backbone, **options)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
@@ -174,7 +174,7 @@ def test_a_subclass_overrides_hooks(tmp_path: Path) -> None:
     trainer = fit(tmp_path, module, 2)
     assert isinstance(trainer.optimizers[0], torch.optim.AdamW)
     assert "train/margin" in trainer.callback_metrics
-    loaded = Subclass.load_from_checkpoint(tmp_path / "last.ckpt", net=Own()).eval()
+    loaded = Subclass.load_from_checkpoint(tmp_path / "last.ckpt", backbone=Own()).eval()
     assert loaded.hparams["scale"] == 3.0
     x = next(iter(loader()))[0]
     torch.testing.assert_close(loaded(x), module.eval()(x), rtol=0, atol=0)
