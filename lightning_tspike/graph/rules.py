@@ -25,7 +25,6 @@ class Walk(Protocol):
     """A walk through a graph that gives every tensor the ids of its gauges (:mod:`lightning_tspike.graph.gauges`)."""
 
     ids: dict[fx.Node, Any]
-    modules: Mapping[str, nn.Module]
 
     def unite(self, a: Tensor, b: Tensor) -> None:
         """These ids stand for the same gauges."""
