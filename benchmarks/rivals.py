@@ -112,7 +112,7 @@ def use_eager_neurons(network: SpikingNetwork) -> SpikingNetwork:
         is_plain = type(neuron) in (TernaryLIF, EagerTernaryLIF) and neuron.surrogate == "rectangular"
         if not is_plain or neuron.reset != "hard" or neuron.detach_reset or neuron.threshold.requires_grad:
             raise ValueError(f"{name} is no TernaryLIF with hard reset, fixed threshold, rectangle surrogate: {neuron}")
-        neuron.__class__ = EagerTernaryLIF  # parameters and whoever else holds the module stay
+        neuron.__class__ = EagerTernaryLIF  # parameters and whatever else holds the module stay
     return network
 
 

@@ -1,4 +1,4 @@
-"""Try the models of timm and torchvision: ternarize each, fold it, and write down what came of it.
+"""Try the models of timm and torchvision: ternarize each, fold it, and record the result.
 
     python -m benchmarks.timm_coverage                 # hours on two cores; goes on where it was stopped
     python -m benchmarks.timm_coverage 'resnet*'       # only these
@@ -184,7 +184,7 @@ def write_page() -> None:
         f"`benchmarks/results/timm_coverage.jsonl`. Each of the {len(records)} models is built with random weights, "
         f"ternarized with T = {TIMESTEPS}, given random amplitudes in [0.5, 1.5] and random batch-norm statistics, and "
         "folded in float64, once with one amplitude per layer and once with one per channel. "
-        f"timm's other {others} models have other activations, too, and were not tried.",
+        f"timm's other {others} models also have other activations and were not tried.",
         "",
         f"Of {len(records)}, {full['layer']} fold fully with one amplitude per layer and {full['channel']} with one "
         f"per channel, the others of {len(tried)} partly; {left['refused']} refused, {left['not tried']} not tried.",

@@ -40,7 +40,7 @@ class EnergyMonitor(Callback):
     the numbers of every layer go to ``energy.json`` in the run's folder. Only the first process measures.
 
     Args:
-        every_n_epochs: Measure after every n epochs, too; by default when training ends, which costs no time before.
+        every_n_epochs: Also measure after every n epochs; by default when training ends, which costs no time before.
         images: How many images.
         mac_picojoules: Energy of a multiply-accumulate, in pJ.
         ac_picojoules: Energy of an accumulate, in pJ.

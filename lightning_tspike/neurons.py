@@ -104,7 +104,7 @@ class SpikingNeuron(nn.Module):
 
     No parameter is a scalar, because FSDP2 shards parameters along a dimension; scalars of older files are loaded.
 
-    To look at membrane potentials, register an ordinary forward hook and call :meth:`membrane_potential` on the hook's
+    To observe membrane potentials, register an ordinary forward hook and call :meth:`membrane_potential` on the hook's
     input (under ``torch.no_grad`` where no gradient is wanted); without a hook they cost nothing.
     """
 

@@ -90,7 +90,7 @@ def measure(
 
 
 def _png(figure: Figure) -> bytes:
-    """The same bytes for the same figure: who publishes twice changes nothing."""
+    """The same bytes for the same figure: publishing twice changes nothing."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
     return buffer.getvalue()

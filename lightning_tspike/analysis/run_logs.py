@@ -162,7 +162,7 @@ def _shown(step: Any) -> str:
 def _size(file: Path) -> int:
     facts = file.lstat()
     if not stat.S_ISREG(facts.st_mode):
-        raise ReportError(f"{file} is no regular file; remove it to get a report without it")
+        raise ReportError(f"{file} is not a regular file; remove it to get a report without it")
     return facts.st_size
 
 
@@ -177,7 +177,7 @@ def _read(file: Path, limit: int) -> str:
             raise ReportError(f"{file} cannot be read ({error}); remove it to get a report without it") from error
         is_regular = False
     if not is_regular:
-        raise ReportError(f"{file} is no regular file; remove it to get a report without it")
+        raise ReportError(f"{file} is not a regular file; remove it to get a report without it")
     if len(content) > limit:
         raise ReportError(f"{file} has more than {limit:,} bytes, which no run writes there")
     return content.decode("utf-8-sig", errors="replace")

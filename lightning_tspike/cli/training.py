@@ -65,7 +65,7 @@ class TrainingCLI(LightningCLI):
     """LightningCLI for TernarySNNModule and any datamodule.
 
     Its own part is the summary after ``fit``, and how a stopped fit goes on: ``--ckpt_path last`` is the last
-    checkpoint of the newest run, which goes on in that run's folder, and who stops a fit is told how.
+    checkpoint of the newest run, which goes on in that run's folder, and stopping a fit prints how.
 
     Args:
         words: The command line after ``tspike``, with paths of recipes.

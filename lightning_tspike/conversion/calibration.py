@@ -5,7 +5,7 @@ mean over time, z and f(z) are what the ANN's activation gets and gives):
 
     convolution, linear   minimise || W s_bar - y ||^2 + ridge * || W - g W_ann ||^2 over W and the bias,
                           y: what the ANN's layer gives, g: the factor that brings its weights closest to y
-    batch norm            takes its statistics anew
+    batch norm            takes its statistics again
     neuron                shifts its input by mean(z) - mean(x) - c, through the bias in front of it, and minimises
                           sum_channels Var[f(z) - a * s_bar] over theta and a of the layer and c of the channel
 

@@ -61,7 +61,7 @@ def datamodule_of(recipe: Path, words: list[str]) -> ClassificationDataModule:
     data = parser.instantiate_classes(parser.parse_args(words, namespace=defaults)).data
     if not isinstance(data, ClassificationDataModule):
         raise ValueError(
-            f"{type(data).__name__} is no datamodule of lightning_tspike.data, so its samples are not known one by one"
+            f"{type(data).__name__} is not a datamodule of lightning_tspike.data, so its samples cannot be counted"
         )
     return data
 

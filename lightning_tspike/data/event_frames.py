@@ -59,7 +59,7 @@ class ToFrames:
     """Events (an array with fields x, y, t, p) to counts int16 [T, P, H, W]; the arguments are those of Frames.
 
     Raises:
-        ValueError: In a call: too few events, or some outside of the sensor.
+        ValueError: In a call: too few events, or some outside the sensor.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ToFrames:
             low, high = int(events[field].min()), int(events[field].max())
             if low < 0 or high >= limit:
                 raise ValueError(
-                    f"events outside of the sensor: {field} runs from {low} to {high}, expected 0 to {limit - 1}"
+                    f"events outside the sensor: {field} runs from {low} to {high}, expected 0 to {limit - 1}"
                 )
 
 

@@ -38,7 +38,7 @@ def _read_nmnist(file: Path) -> Any:
 
     # a file is nothing but events of 5 bytes, so one that is cut off in the midst of an event is told by its size
     if (length := os.path.getsize(file)) % 5:
-        raise ValueError(f"{length} bytes are no whole number of events of 5 bytes: the file is cut off")
+        raise ValueError(f"{length} bytes are not a whole number of events of 5 bytes: the file is cut off")
     return read_mnist_file(str(file), dtype=NMNIST.dtype)
 
 

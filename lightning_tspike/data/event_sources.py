@@ -23,7 +23,7 @@ def find_dataset(name: str) -> type[Any]:
 
     Raises:
         ModuleNotFoundError: tonic is not installed.
-        ValueError: There is no such class, or it is none of tonic's datasets.
+        ValueError: There is no such class, or it is not one of tonic's datasets.
     """
     try:
         import tonic
@@ -36,7 +36,9 @@ def find_dataset(name: str) -> type[Any]:
         raise ValueError(f"there is no dataset class {name!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, tonic.dataset.Dataset)):
         known = sorted(n for n, kind in vars(tonic.datasets).items() if inspect.isclass(kind))
-        raise ValueError(f"{name!r} is no dataset of tonic; expected a class path, or one of {', '.join(known)}")
+        raise ValueError(
+            f"{name!r} is not one of tonic's datasets; expected a class path, or one of {', '.join(known)}"
+        )
     return found
 
 
@@ -179,7 +181,7 @@ def split_last(targets: Sequence[int], share: float) -> tuple[list[int], list[in
     for label in sorted(set(targets)):
         members = [i for i, target in enumerate(targets) if target == label]
         if len(members) < 2:
-            raise ValueError(f"class {label} has {len(members)} recording, and a split needs two at least")
+            raise ValueError(f"class {label} has {len(members)} recording, and a split needs at least two")
         cut = len(members) - max(1, round(share * len(members)))
         first += members[:cut]
         last += members[cut:]

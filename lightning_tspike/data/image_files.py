@@ -138,7 +138,7 @@ def open_folder(folder: Path) -> ReaderImages:
         raise FileNotFoundError(f"{folder.resolve()} does not exist: expected images in {folder}/CLASS/*")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if not names:
-        raise FileNotFoundError(f"{folder.resolve()} has no folders of classes: expected images in {folder}/CLASS/*")
+        raise FileNotFoundError(f"{folder.resolve()} has no class folders: expected images in {folder}/CLASS/*")
     images = ReaderImages(create_reader("", root=str(folder)))
     if empty := sorted(set(names) - set(images.classes or ())):
         raise FileNotFoundError(

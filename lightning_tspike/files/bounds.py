@@ -38,7 +38,7 @@ MOST_VALUES = 1 << 25
 _MOST_ITEMS = 100_000  # the names of ImageNet's 22k classes are far fewer
 _MOST_LEVELS = 16
 _MOST_LETTERS = 10_000  # in one text
-_LARGEST = 1 << 53  # every whole number up to it is a float, too
+_LARGEST = 1 << 53  # every whole number up to it is also a float
 
 
 def plain(value: Any) -> Any:
@@ -66,7 +66,7 @@ def plain(value: Any) -> Any:
             return [copy(inner, level + 1) for inner in item]
         if isinstance(item, Mapping) and all(type(key) is str for key in item):
             return {copy(key, level + 1): copy(inner, level + 1) for key, inner in item.items()}
-        raise ValueError(f"has {reprlib.repr(item)} in it, which is no text or number of a usual size")
+        raise ValueError(f"has {reprlib.repr(item)} in it, which is not a text or number of ordinary size")
 
     return copy(value, 0)
 
@@ -109,7 +109,7 @@ def check_tensors(tensors: Mapping[Any, Any], size: float) -> dict[str, Tensor]:
 
     Args:
         tensors: Names and tensors, on the CPU.
-        size: Of the file in bytes. A tensor can say that it is larger than what is stored of it.
+        size: Of the file in bytes. A tensor can claim to be larger than what is stored of it.
 
     Returns:
         The same.
@@ -123,7 +123,7 @@ def check_tensors(tensors: Mapping[Any, Any], size: float) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         # a tensor of another layout, or on no device, has no numbers that could be looked at
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or str(tensor.layout) != "torch.strided":
-            raise ValueError(f"has {reprlib.repr(name)} in it, which is no name of an ordinary tensor")
+            raise ValueError(f"has {reprlib.repr(name)} in it, which does not name an ordinary tensor")
         if tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_complex():
             raise ValueError(f"has {reprlib.repr(name)}, a tensor of {tensor.dtype} on {tensor.device}")
         numbers += tensor.numel()

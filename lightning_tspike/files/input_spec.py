@@ -16,7 +16,7 @@ __all__ = ["FrameSlicing", "InputSpec", "SliceBy"]
 SliceBy = Literal["time", "events"]
 
 _INTERPOLATIONS = {"random", "nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"}
-_LARGEST_SIDE = 1 << 53  # every whole number up to it is a float, too
+_LARGEST_SIDE = 1 << 53  # every whole number up to it is also a float
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if packed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
-            raise ValueError(f"its entry {packed[0]!r} is compressed, as torch.save compresses none")
+            raise ValueError(f"its entry {packed[0]!r} is compressed, which torch.save never does")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("its entries overlap")
         if (changed := archive.testzip()) is not None:  # by the checksums that torch.save writes and does not read

@@ -144,7 +144,7 @@ def own_file(file: Path) -> Path:
     except (OSError, RuntimeError) as error:  # a link to nothing or to itself
         raise FolderError(f"{file} is missing: a network's folder holds config.json and model.safetensors") from error
     if not target.is_file():
-        raise FolderError(f"{file} is no regular file: a network's folder holds config.json and model.safetensors")
+        raise FolderError(f"{file} is not a regular file: a network's folder holds config.json and model.safetensors")
     home = file.parent.resolve()
     cached = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
     if target.parent not in (home, *cached):

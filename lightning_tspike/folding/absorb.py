@@ -224,7 +224,7 @@ _HOLDS: tuple[Literal["ternary", "integer", "real"], ...] = ("ternary", "integer
 
 
 def _layer_inputs(folded: SpikingNetwork, example: Tensor) -> list[LayerInput]:
-    """Look at what reaches each weighted layer, on a batch, and count its operations."""
+    """Observe what reaches each weighted layer, on a batch, and count its operations."""
     seen: dict[str, LayerInput] = {}
 
     def look(name: str, layer: Any, x: Tensor, output: Tensor) -> None:

@@ -90,7 +90,7 @@ def _cache() -> Iterator[Path | None]:
         if handle is None or not _is_own(os.fstat(handle)):
             warnings.warn(
                 f"{folder} is a link, or another user owns it or can write to it, so compiled neurons are not kept "
-                "there, and every process compiles them anew; remove it, or set $XDG_CACHE_HOME to a folder of yours",
+                "there, and every process compiles them again; remove it, or set $XDG_CACHE_HOME to a folder of yours",
                 stacklevel=2,
             )
             yield None

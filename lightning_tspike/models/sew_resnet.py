@@ -96,7 +96,7 @@ class SEWResNet(ResidualNet):
         connect: ``"ADD"``, ``"AND"`` or ``"IAND"`` (table at the top of this file).
         stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`).
         options: What :class:`lightning_tspike.models.residual.ResidualNet` takes besides. ``drop_path_rate`` needs
-            ``"ADD"``: a block left out of a product would silence the shortcut, too.
+            ``"ADD"``: a block left out of a product would also silence the shortcut.
 
     Raises:
         ValueError: As for ResidualNet; or ``connect`` is unknown or does not go with ``drop_path_rate``.

@@ -1,4 +1,4 @@
-"""All that determines a spiking network except its weights."""
+"""Everything that determines a spiking network except its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BARRED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint
 
 @dataclass(frozen=True)
 class NetworkConfig(NeuronOptions):
-    """All that determines a spiking network except its weights. Every value is a primitive that JSON can hold.
+    """Everything that determines a spiking network except its weights. Every value is a primitive that JSON can hold.
 
     It has the options of its neurons as well, :class:`lightning_tspike.neurons.NeuronOptions`.
 

@@ -95,7 +95,7 @@ def ternarize(
         undo.pop_all()
     if left:
         warnings.warn(
-            f"these activations are called as functions and stay as they are, no neurons: {', '.join(left)}; make them "
+            f"these activations are called as functions and were not replaced by neurons: {', '.join(left)}; make them "
             "modules (self.act = nn.ReLU()) of the module that calls them",
             stacklevel=2,
         )
@@ -120,8 +120,8 @@ def _trace(
     if must_trace:
         raise reason
     warnings.warn(
-        f"{reason}. So images are repeated T times from the start, which is right but slower; amplitudes of spikes "
-        "that are added up are not tied, so they cannot be folded; activations that are called as functions go unseen",
+        f"{reason}. So images are repeated T times from the start, which is correct but slower; amplitudes of spikes "
+        "that are added up are not tied, so they cannot be folded; activations called as functions are not seen",
         stacklevel=3,
     )
     return None, examples[0]
@@ -139,7 +139,7 @@ def _encoders(
         return encoders
     warnings.warn(
         f"{type(model).__name__} reads the number of images before its first neurons and uses it behind them ({line}), "
-        "where every time step counts; so images are repeated T times from the start, which is right but slower. "
+        "where every time step counts; so images are repeated T times from the start, which is correct but slower. "
         "Read the number there, from the tensor at hand (z.shape[0]), to compute the first layers only once",
         stacklevel=3,
     )
@@ -154,14 +154,14 @@ def _warn_of_calls(graph: fx.Graph, activations: Mapping[str, nn.Module]) -> Non
     if unused := [f"{n.target} ({n.meta['line']})" for n in nodes if not n.users]:
         warnings.warn(
             f"these activations only work in place, and nothing reads what they return: {', '.join(unused)}; neurons "
-            "do not work in place, so that there nothing spikes: write x = self.act(x)",
+            "do not work in place, so nothing spikes there: write x = self.act(x)",
             stacklevel=3,
         )
     if shared := [f"{names[module]} ({count} calls)" for module, count in calls.items() if count > 1]:
         warnings.warn(
             "these activations are called at several places, which share one layer of neurons with one amplitude and "
             f"threshold: {', '.join(shared[:4])}{', ...' if len(shared) > 4 else ''}; give each place a module of its "
-            "own to have them learned apart",
+            "own to learn them separately",
             stacklevel=3,
         )
 

@@ -105,7 +105,9 @@ def write_folder(
         )
     path = Path(path).resolve()
     if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path} is there and is no folder of a network: it is not replaced; choose another name")
+        raise FileExistsError(
+            f"{path} exists and is not a network's folder, so it is not replaced; choose another name"
+        )
     try:
         spec = InputSpec.of(preprocessing) if preprocessing is not None else None
         names = [str(name) for name in label_names] if label_names is not None else None
@@ -147,7 +149,7 @@ def _fill(
     """Write weights and configuration into a folder; gives the configuration."""
     state = network.model.state_dict()
     if faults := unusable(state):
-        raise ValueError(f"a folder holds no such weights: {'; '.join(faults)}; go back to a sound checkpoint")
+        raise ValueError(f"such weights cannot be saved: {'; '.join(faults)}; go back to a sound checkpoint")
     folder.mkdir(exist_ok=True)
     weights: dict[Precision, WeightsFile] = {}
     for precision in precisions:
@@ -157,7 +159,7 @@ def _fill(
     manifest = describe(network, weights=weights, unfolded=unfolded, **facts)
     write_config(manifest, folder / CONFIG)
     for file in folder.glob("*.safetensors"):
-        # safetensors lets only the owner read its files; whoever may read the configuration may read the weights
+        # safetensors lets only the owner read its files; those who may read the configuration may read the weights
         file.chmod((folder / CONFIG).stat().st_mode)
     return manifest
 
@@ -288,7 +290,9 @@ def _build(manifest: Manifest, file: Path, numbers: int, model: nn.Module | None
     neurons = network.neurons()
     for name in manifest.amplitudes:
         if name not in neurons:
-            raise FolderError(f"{file}: 'amplitudes' names {name!r}, which is no neuron of {manifest.network.backbone}")
+            raise FolderError(
+                f"{file}: 'amplitudes' names {name!r}, which is not a neuron of {manifest.network.backbone}"
+            )
     return network
 
 

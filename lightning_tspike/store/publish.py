@@ -172,7 +172,7 @@ def remeasure(
         if abs(unfolded.accuracy - next(iter(measured.accuracies.values()))) > max(1 / measured.samples, 1e-3):
             raise VerificationError(
                 f"{folder}: the folded weights reach {measured.accuracies}, the unfolded network {unfolded.accuracy}: "
-                "they are not of the same training; prepare the folder again"
+                "they do not come from the same training; prepare the folder again"
             )
     return measured
 

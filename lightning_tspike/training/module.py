@@ -291,7 +291,7 @@ class TernarySNNModule(L.LightningModule):
         names = getattr(data, "class_names", None)
         checkpoint[PREPROCESSING] = getattr(data, "preprocessing", None)
         checkpoint[LABEL_NAMES] = None if names is None else [str(name) for name in names]
-        # the weights are here: who loads them must not fetch the ANN's again
+        # the weights are here: loading them must not fetch the ANN's again
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["pretrained"] = False
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["timesteps"] = self.network.timesteps  # may have been set since
 

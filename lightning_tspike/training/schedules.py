@@ -96,7 +96,7 @@ class TimedSchedule:
 
 def _by_updates(optimizer: Optimizer, name: str, epoch: int, *, num_epochs: float = 1, warmup_epochs: int = 0) -> Any:
     """A schedule that counts updates, ``epoch`` of them in an epoch."""
-    options: Any = {"num_epochs": num_epochs, "warmup_epochs": warmup_epochs}  # timm takes parts of epochs, too
+    options: Any = {"num_epochs": num_epochs, "warmup_epochs": warmup_epochs}  # timm also takes parts of epochs
     return create_scheduler_v2(optimizer, name, step_on_epochs=False, updates_per_epoch=epoch, **options)[0]
 
 

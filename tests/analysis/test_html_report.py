@@ -196,7 +196,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, name: str, kind: str) -> Non
     else:
         (tmp_path / "private.json").write_text('{"first": 1}')
         (run / name).symlink_to(tmp_path / "private.json")
-    with pytest.raises(ReportError, match=rf"{Path(name).name} is no regular file"):
+    with pytest.raises(ReportError, match=rf"{Path(name).name} is not a regular file"):
         write_report(run)
 
 

@@ -199,10 +199,10 @@ def damage(file: Path, how: str) -> str:
     """Make a recording bad; gives what the message must say."""
     if how == "cut off":
         file.write_bytes(file.read_bytes()[:-3])
-        return "997 bytes are no whole number of events of 5 bytes: the file is cut off"
+        return "997 bytes are not a whole number of events of 5 bytes: the file is cut off"
     if how == "outside":
         write_nmnist(file, [3, 34, 5, 6], [1, 1, 1, 1], [0, 1, 0, 1], [1, 2, 3, 4])
-        return "events outside of the sensor: x runs from 3 to 34, expected 0 to 33"
+        return "events outside the sensor: x runs from 3 to 34, expected 0 to 33"
     if how == "few":
         write_nmnist(file, [3, 4], [1, 1], [0, 1], [1, 2])
         return "2 events are too few for 4 frames"
@@ -298,7 +298,7 @@ def test_any_dataset_by_class_path(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "NMIST"}, "'NMIST' is no dataset of tonic; expected a class path, or one of .*NMNIST"),
+        ({"dataset": "NMIST"}, "'NMIST' is not one of tonic's datasets; expected a class path, or one of .*NMNIST"),
         ({"dataset": "nowhere.Events"}, "there is no dataset class 'nowhere.Events'"),
         ({"dataset": "pathlib.Path"}, "'pathlib.Path' is no dataset of tonic"),
         ({"dataset": "NCALTECH101"}, r"set sensor_size to \[width, height, polarities\]"),

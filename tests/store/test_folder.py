@@ -168,7 +168,7 @@ def test_network_that_cannot_be_built(folder: Path, network: dict[str, object], 
 
 def test_amplitude_of_no_neuron(folder: Path) -> None:
     edit_config(folder, amplitudes=["fc"])
-    with pytest.raises(FolderError, match="'fc', which is no neuron"):
+    with pytest.raises(FolderError, match="'fc', which is not a neuron"):
         read_folder(folder)
 
 
