@@ -38,7 +38,7 @@ class BatchObserver(Callback):
         network_of(pl_module, self)
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         # with gradient accumulation several batches belong to one step: the first of them is observed
         is_due = trainer.global_step != self._last_step and is_log_step(trainer, self.every_n_steps)
         if trainer.is_global_zero and is_due:
@@ -47,7 +47,7 @@ class BatchObserver(Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if self._observed is not None:
             self._observing.close()

@@ -107,7 +107,7 @@ class AmplitudeLogger(Callback):
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         # With gradient accumulation several batches end at the same step.
         if trainer.global_step == self._last_step or not is_log_step(trainer, self.every_n_steps):

@@ -102,7 +102,7 @@ class FoldExport(Callback):
             raise MisconfigurationException("FoldExport(wandb_artifact=True) needs a WandbLogger, and there is none")
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self._follow(trainer)
 
     @override

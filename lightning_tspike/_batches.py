@@ -20,7 +20,7 @@ _BATCH = (
 )
 
 
-def images_of(batch: Any, dtype: torch.dtype | None = None) -> Tensor:
+def images_of(batch: object, dtype: torch.dtype | None = None) -> Tensor:
     """The images of a batch, checked.
 
     Args:
@@ -53,7 +53,7 @@ def images_of(batch: Any, dtype: torch.dtype | None = None) -> Tensor:
     return images
 
 
-def targets_of(batch: Any, num_classes: int) -> Tensor:
+def targets_of(batch: object, num_classes: int) -> Tensor:
     """The targets of a batch, checked, in one of the two forms that a cross-entropy takes.
 
     Args:
@@ -94,7 +94,7 @@ def targets_of(batch: Any, num_classes: int) -> Tensor:
     return targets
 
 
-def logits_of(output: Any) -> Tensor:
+def logits_of(output: object) -> Tensor:
     """The logits in what a model returns.
 
     Args:
@@ -122,7 +122,7 @@ def logits_of(output: Any) -> Tensor:
     return found[0]
 
 
-def _split(batch: Any) -> tuple[Any, Any]:
+def _split(batch: object) -> tuple[Any, Any]:
     """Images and targets; None for targets that are missing or cannot be told from the rest."""
     if isinstance(batch, Mapping):
         return _under_one_key(batch, _IMAGES), _under_one_key(batch, _TARGETS, missing=None)
@@ -160,7 +160,7 @@ def _rows(targets: Tensor) -> Tensor:
     return values if is_real else values.argmax(1)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     """What something is, in a few words for an error message."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"

@@ -294,7 +294,7 @@ NEURONS: dict[str, Callable[..., SpikingNeuron]] = {
 """Neurons by the names that configurations use; each is called with T, ``channels`` and :class:`NeuronOptions`."""
 
 
-def check_timesteps(timesteps: Any) -> None:
+def check_timesteps(timesteps: object) -> None:
     """Check a number of time steps.
 
     Raises:
@@ -322,5 +322,5 @@ def _scalar(value: Tensor) -> Tensor:
     return value.reshape(()) if value.numel() == 1 else value
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -155,7 +155,7 @@ def _append(logs: RunLogs, file: Path, tag: str, step: Any, value: Any) -> None:
     values.append(_number(number))
 
 
-def _shown(step: Any) -> str:
+def _shown(step: object) -> str:
     return repr(step if step is None else str(step)[:40])
 
 

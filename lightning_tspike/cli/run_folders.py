@@ -29,7 +29,7 @@ class DiscardUntrained(Callback):
         self.has_trained = False
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self.has_trained = True
 
     @override

@@ -120,7 +120,7 @@ def check_label(label: Any, num_classes: int, name: str) -> None:
         raise DataError(f"{name} has the label {label}, expected a whole number from 0 to {num_classes - 1}")
 
 
-def sample_name(source: Any, index: int) -> str:
+def sample_name(source: object, index: int) -> str:
     """The file that a sample comes from, or its number where it has none of its own."""
     if callable(filename := getattr(source, "filename", None)):
         return str(filename(index))

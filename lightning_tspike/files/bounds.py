@@ -41,7 +41,7 @@ _MOST_LETTERS = 10_000  # in one text
 _LARGEST = 1 << 53  # every whole number up to it is also a float
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """A copy that is made of None, booleans, numbers, texts, lists and dicts with texts as keys alone.
 
     Tuples become lists. What holds itself, or one thing so often that it would be huge, is refused.
@@ -51,7 +51,7 @@ def plain(value: Any) -> Any:
     """
     left = _MOST_ITEMS
 
-    def copy(item: Any, level: int) -> Any:
+    def copy(item: object, level: int) -> Any:
         nonlocal left
         left -= 1
         if left < 0 or level > _MOST_LEVELS:
@@ -90,7 +90,7 @@ def check_frames(size: Sequence[int], timesteps: int = 1) -> None:
         )
 
 
-def check_label_names(names: Any, num_classes: int) -> list[str] | None:
+def check_label_names(names: object, num_classes: int) -> list[str] | None:
     """Check the names of the K classes, where they are known.
 
     Raises:

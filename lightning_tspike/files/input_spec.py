@@ -156,7 +156,7 @@ class InputSpec:
 _NAMES = [entry.name for entry in fields(InputSpec) if entry.name != "others"]
 
 
-def _slicing_of(frames: Any) -> FrameSlicing:
+def _slicing_of(frames: object) -> FrameSlicing:
     expected = {entry.name for entry in fields(FrameSlicing)}
     if not isinstance(frames, dict) or frames.keys() != expected:
         raise ValueError(f"'frames' must have {sorted(expected)}, got {reprlib.repr(frames)}")
@@ -177,5 +177,5 @@ def _are_counts(values: Sequence[Any], length: int) -> bool:
     return isinstance(values, tuple) and len(values) == length and all(type(n) is int and n > 0 for n in values)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -74,7 +74,7 @@ def _check_pickle(stream: IO[bytes]) -> None:
             raise ValueError(f"it would call {argument!r}")
 
 
-def _is_harmless(name: Any) -> bool:
+def _is_harmless(name: object) -> bool:
     module, _, attribute = str(name).partition(" ")
     is_kind = module in ("torch", "torch.storage") and (
         attribute.endswith("Storage") or isinstance(getattr(torch, attribute, None), torch.dtype)

@@ -335,7 +335,7 @@ class TrainingScales(_Ids):
             yield neuron, key, self.labels[layer.outputs].tolist()
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):

@@ -149,10 +149,10 @@ def _is_neuron(module: nn.Module) -> bool:
     return isinstance(module, SpikingNeuron) or is_activation(module)
 
 
-def same_values(a: Any, b: Any) -> bool:
+def same_values(a: object, b: object) -> bool:
     """Whether tensors, alone or nested, are equal; NaN equals NaN."""
 
-    def same(x: Any, y: Any) -> bool:
+    def same(x: object, y: object) -> bool:
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             return bool(x is y or x == y)
         return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())

@@ -124,7 +124,7 @@ class KeepPacked(TorchFunctionMode):
         super().__init__()
         self.known = known
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         x = args[0] if args else kwargs.get("input")
         amplitude = self.known.amplitude_of(x)

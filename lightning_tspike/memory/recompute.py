@@ -175,7 +175,7 @@ class _CopiesOf(TorchFunctionMode):
         self.copies = {id(buffer): buffer.clone() for module in block.modules() if module.training
                        for buffer in module.buffers(recurse=False)}  # fmt: skip
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         copies = self.copies
         args = tuple(copies.get(id(arg), arg) for arg in args)
         return func(*args, **{name: copies.get(id(value), value) for name, value in (kwargs or {}).items()})

@@ -54,7 +54,7 @@ def create_within(config: NetworkConfig, numbers: int, model: nn.Module | None =
         return create_network(config)
 
 
-def _check_options(options: Any) -> None:
+def _check_options(options: object) -> None:
     """Refuse sizes that no backbone has, before a model counts up to them."""
     if isinstance(options, Mapping):
         options = list(options.values())

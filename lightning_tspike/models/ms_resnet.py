@@ -104,24 +104,24 @@ def _create(depth: int, pretrained: bool, kwargs: dict[str, Any]) -> MSResNet:
 
 
 @register_model
-def tspike_ms_resnet18(pretrained: bool = False, **kwargs: Any) -> MSResNet:
+def tspike_ms_resnet18(pretrained: bool = False, **kwargs: object) -> MSResNet:
     """MS-ResNet-18 for ImageNet."""
     return _create(18, pretrained, kwargs)
 
 
 @register_model
-def tspike_ms_resnet34(pretrained: bool = False, **kwargs: Any) -> MSResNet:
+def tspike_ms_resnet34(pretrained: bool = False, **kwargs: object) -> MSResNet:
     """MS-ResNet-34 for ImageNet."""
     return _create(34, pretrained, kwargs)
 
 
 @register_model
-def tspike_ms_resnet104(pretrained: bool = False, **kwargs: Any) -> MSResNet:
+def tspike_ms_resnet104(pretrained: bool = False, **kwargs: object) -> MSResNet:
     """MS-ResNet-104 for ImageNet: basic blocks in all stages."""
     return _create(104, pretrained, kwargs)
 
 
 @register_model
-def tspike_ms_resnet_small(pretrained: bool = False, **kwargs: Any) -> MSResNet:
+def tspike_ms_resnet_small(pretrained: bool = False, **kwargs: object) -> MSResNet:
     """MS-ResNet-8 of widths 16-32-64."""
     return build(MSResNet, "tspike_ms_resnet_small", pretrained, kwargs, layers=(1, 1, 1))

@@ -84,39 +84,39 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any], **own: Any) -> 
 
 
 @register_model
-def tspike_resnet18(pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
+def tspike_resnet18(pretrained: bool = False, **kwargs: object) -> SpikingResNet:
     """ResNet-18 for ImageNet with the published code's stem: 11.69 million parameters."""
     own = {"layers": (2, 2, 2, 2), "widths": (64, 128, 256, 512), "stem": "imagenet"}
     return _create("tspike_resnet18", pretrained, kwargs, **own)
 
 
 @register_model
-def tspike_resnet34(pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
+def tspike_resnet34(pretrained: bool = False, **kwargs: object) -> SpikingResNet:
     """ResNet-34 for ImageNet with the published code's stem: 21.80 million parameters."""
     own = {"layers": (3, 4, 6, 3), "widths": (64, 128, 256, 512), "stem": "imagenet"}
     return _create("tspike_resnet34", pretrained, kwargs, **own)
 
 
 @register_model
-def tspike_resnet19(pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
+def tspike_resnet19(pretrained: bool = False, **kwargs: object) -> SpikingResNet:
     """ResNet-19 for CIFAR: 12.57 million parameters with 100 classes."""
     return _create("tspike_resnet19", pretrained, kwargs, layers=(3, 3, 2), widths=(128, 256, 512))
 
 
 @register_model
-def tspike_resnet20(pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
+def tspike_resnet20(pretrained: bool = False, **kwargs: object) -> SpikingResNet:
     """The paper's ResNet-20 for CIFAR, the published code's ``resnet20_cifar_modified``: 11.25 million parameters."""
     own = {"layers": (2, 2, 2, 2), "widths": (64, 128, 256, 512), "stem": "deep", "shortcut": "avg"}
     return _create("tspike_resnet20", pretrained, kwargs, **own)
 
 
 @register_model
-def tspike_resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
+def tspike_resnet20_cifar(pretrained: bool = False, **kwargs: object) -> SpikingResNet:
     """The published code's ``resnet20_cifar``, not the paper's ResNet-20: 17.29 million parameters."""
     return _create("tspike_resnet20_cifar", pretrained, kwargs, layers=(3, 3, 3), widths=(128, 256, 512))
 
 
 @register_model
-def tspike_resnet_small(pretrained: bool = False, **kwargs: Any) -> SpikingResNet:
+def tspike_resnet_small(pretrained: bool = False, **kwargs: object) -> SpikingResNet:
     """ResNet-8 of widths 16-32-64 (``layers``, ``widths`` to change): about 78,000 parameters."""
     return _create("tspike_resnet_small", pretrained, kwargs, layers=(1, 1, 1))

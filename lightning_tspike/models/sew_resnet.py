@@ -140,36 +140,36 @@ def _create(depth: int, pretrained: bool, kwargs: dict[str, Any]) -> SEWResNet:
 
 
 @register_model
-def tspike_sew_resnet18(pretrained: bool = False, **kwargs: Any) -> SEWResNet:
+def tspike_sew_resnet18(pretrained: bool = False, **kwargs: object) -> SEWResNet:
     """SEW-ResNet-18 for ImageNet."""
     return _create(18, pretrained, kwargs)
 
 
 @register_model
-def tspike_sew_resnet34(pretrained: bool = False, **kwargs: Any) -> SEWResNet:
+def tspike_sew_resnet34(pretrained: bool = False, **kwargs: object) -> SEWResNet:
     """SEW-ResNet-34 for ImageNet."""
     return _create(34, pretrained, kwargs)
 
 
 @register_model
-def tspike_sew_resnet50(pretrained: bool = False, **kwargs: Any) -> SEWResNet:
+def tspike_sew_resnet50(pretrained: bool = False, **kwargs: object) -> SEWResNet:
     """SEW-ResNet-50 for ImageNet."""
     return _create(50, pretrained, kwargs)
 
 
 @register_model
-def tspike_sew_resnet101(pretrained: bool = False, **kwargs: Any) -> SEWResNet:
+def tspike_sew_resnet101(pretrained: bool = False, **kwargs: object) -> SEWResNet:
     """SEW-ResNet-101 for ImageNet."""
     return _create(101, pretrained, kwargs)
 
 
 @register_model
-def tspike_sew_resnet152(pretrained: bool = False, **kwargs: Any) -> SEWResNet:
+def tspike_sew_resnet152(pretrained: bool = False, **kwargs: object) -> SEWResNet:
     """SEW-ResNet-152 for ImageNet."""
     return _create(152, pretrained, kwargs)
 
 
 @register_model
-def tspike_sew_resnet_small(pretrained: bool = False, **kwargs: Any) -> SEWResNet:
+def tspike_sew_resnet_small(pretrained: bool = False, **kwargs: object) -> SEWResNet:
     """SEW-ResNet-8 of widths 16-32-64."""
     return build(SEWResNet, "tspike_sew_resnet_small", pretrained, kwargs, layers=(1, 1, 1))

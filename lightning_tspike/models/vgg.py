@@ -93,24 +93,24 @@ def _create(depth: int, pretrained: bool, kwargs: dict[str, Any]) -> SpikingVGG:
 
 
 @register_model
-def tspike_vgg11(pretrained: bool = False, **kwargs: Any) -> SpikingVGG:
+def tspike_vgg11(pretrained: bool = False, **kwargs: object) -> SpikingVGG:
     """VGG-11 for CIFAR."""
     return _create(11, pretrained, kwargs)
 
 
 @register_model
-def tspike_vgg13(pretrained: bool = False, **kwargs: Any) -> SpikingVGG:
+def tspike_vgg13(pretrained: bool = False, **kwargs: object) -> SpikingVGG:
     """VGG-13 for CIFAR."""
     return _create(13, pretrained, kwargs)
 
 
 @register_model
-def tspike_vgg16(pretrained: bool = False, **kwargs: Any) -> SpikingVGG:
+def tspike_vgg16(pretrained: bool = False, **kwargs: object) -> SpikingVGG:
     """VGG-16 for CIFAR, the published code's."""
     return _create(16, pretrained, kwargs)
 
 
 @register_model
-def tspike_vgg_small(pretrained: bool = False, **kwargs: Any) -> SpikingVGG:
+def tspike_vgg_small(pretrained: bool = False, **kwargs: object) -> SpikingVGG:
     """VGG with three convolutions of widths 16-32-64."""
     return build(SpikingVGG, "tspike_vgg_small", pretrained, kwargs, layers=(1, 1, 1))

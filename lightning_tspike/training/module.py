@@ -179,16 +179,16 @@ class TernarySNNModule(L.LightningModule):
         """Images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, K], the mean over time."""
         return self.network(x)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: object, batch_idx: int) -> None:
         self._step(batch, "val")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: object, batch_idx: int) -> None:
         self._step(batch, "test")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: object, batch_idx: int) -> Tensor:
         """Class probabilities [B, K]; labels, where the batch has any, are not looked at."""
         return self(images_of(batch, self._network_dtype)).softmax(-1)
 
@@ -196,7 +196,7 @@ class TernarySNNModule(L.LightningModule):
     def _network_dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def _step(self, batch: Any, stage: Literal["train", "val", "test"]) -> Tensor:
+    def _step(self, batch: object, stage: Literal["train", "val", "test"]) -> Tensor:
         x = images_of(batch, self._network_dtype)
         y = targets_of(batch, self.hparams["num_classes"])
         is_train = stage == "train"
