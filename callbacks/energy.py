@@ -20,7 +20,7 @@ from ..analysis.energy import (
 from ..analysis.figures import plot_energy
 from ..analysis.run_logs import RunLogs
 from ..analysis.sections import BARS, ReportSection, SectionContent, evenly_chosen
-from ..folding.absorb import FoldError, fold
+from ..folding import FoldError, fold
 from ._common import network_of, require_logger
 from .run_files import run_folder, write_json
 

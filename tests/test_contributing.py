@@ -86,17 +86,26 @@ RULE = '''
 '''
 
 
-class Turned(nn.Module):
-    """Spikes are turned between two convolutions."""
+class Reverse(nn.Module):
+    """Columns in the opposite order."""
 
-    def __init__(self) -> None:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.index_select(3, torch.arange(x.shape[3] - 1, -1, -1))
+
+
+class Turned(nn.Module):
+    """Spikes are moved between two convolutions."""
+
+    def __init__(self, move: nn.Module | None) -> None:
         super().__init__()
+        self.move = move
         self.conv1, self.act1 = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU()
         self.conv2, self.act2 = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
         self.head = nn.Linear(4 * 36, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.rot90(self.act1(self.conv1(x)), 1, (2, 3))
+        x = self.act1(self.conv1(x))
+        x = torch.rot90(x, 1, (2, 3)) if self.move is None else self.move(x)
         return self.head(self.act2(self.conv2(x)).flatten(1))
 
 
@@ -133,13 +142,21 @@ def test_a_data_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert data.preprocessing["input_size"] == [1, 8, 8]
 
 
-def test_an_operation_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = lt.ternarize(Turned(), 2, input_size=(1, 6, 6), amplitude="channel").double()
+@pytest.mark.parametrize("as_module", [False, True])
+def test_an_operation_rule(monkeypatch: pytest.MonkeyPatch, as_module: bool) -> None:
+    """Of a function, or of a module whose inside nothing is known of."""
+    network = lt.ternarize(Turned(Reverse() if as_module else None), 2, input_size=(1, 6, 6), amplitude="channel")
+    network.double()
     for neuron in network.neurons().values():
         torch.nn.init.uniform_(neuron.raw_amplitude, 0.5, 1.5)
     images = torch.randn(4, 1, 6, 6, dtype=torch.float64)
     assert lt.fold(network, images)[1].kept == ["act1"]  # the turn is not known: gauge 1 on both sides
-    monkeypatch.setattr(rules, "RULES", [*rules.RULES, module("turn", RULE).Turn()])
-    folded, report = lt.fold(network, images)
+    rule = module("turn", RULE).Turn()
+    monkeypatch.setattr(rule, "modules", (Reverse,), raising=False)
+    rules.RULES.append(rule)
+    try:
+        folded, report = lt.fold(network, images)
+    finally:
+        rules.RULES.remove(rule)
     assert report.kept == []
     torch.testing.assert_close(folded(images), network.eval()(images))

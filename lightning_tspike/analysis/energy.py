@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .._observe import observing
 from .._tables import new_table, table_text
-from ..graph.operations import WEIGHTED
+from ..graph.operations import WEIGHTED, dense_macs
 from ..network.spiking_network import SpikingNetwork
 
 __all__ = ["AC_PICOJOULES", "MAC_PICOJOULES", "EnergyReport", "LayerEnergy", "measure_energy"]
@@ -169,7 +169,7 @@ def _operations(network: SpikingNetwork, images: Tensor) -> dict[str, _Operation
     counts: dict[str, _Operations] = {}
 
     def count(name: str, layer: Any, x: Tensor, output: Tensor) -> None:
-        dense = output.numel() * layer.weight[0].numel() / len(images)
+        dense = dense_macs(layer, output) / len(images)
         is_whole = torch.equal(x, x.round())
         synops = dense * x.abs().double().mean().item() if is_whole else 0.0
         old = counts.get(name, _Operations(0.0, 0.0, 0.0))  # called at several places

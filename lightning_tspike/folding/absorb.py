@@ -16,13 +16,12 @@ So does one whose spikes can cancel in a neuron that forgets nothing: there roun
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from .._observe import Observer, observing
 from ..files.weights import unusable
 from ..graph.activations import activation_calls
 from ..graph.gauges import GaugeClasses, TrainingScales
@@ -32,17 +31,10 @@ from ..graph.tracing import TraceError, copy_of
 from ..network.report import group_numbers
 from ..network.rewrites import Rewrites
 from ..network.spiking_network import SpikingNetwork
-from ..neurons import SpikingNeuron
-from .report import FoldedNeuron, FoldReport, LayerInput
+from .report import FoldedNeuron, FoldReport
+from .verification import FoldError, frames_like, layer_inputs, samples, spike_signs, verify
 
-__all__ = ["FoldError", "FoldReport", "fold", "verify"]
-
-TOLERANCE = 1e-9
-"""Greatest relative deviation of the logits in float64 that passes for rounding."""
-
-
-class FoldError(RuntimeError):
-    """The network cannot be folded, or folding changed what it computes; the message names where."""
+__all__ = ["fold"]
 
 
 def fold(
@@ -78,7 +70,7 @@ def fold(
     folded = copy_of(exact)
     generator = torch.Generator().manual_seed(0)
     if example is None:
-        count = _samples(network.timesteps)
+        count = samples(network.timesteps)
         example = torch.randn(count, *network.input_size, generator=generator, dtype=torch.float64)
     example = example.detach().to("cpu", torch.float64)
     try:
@@ -93,10 +85,8 @@ def fold(
     rewrites = Rewrites(tuple(classes.pools), _merge_norms(classes) if merge_bn else {})
     rewrites.apply(folded.model)
     folded.rewrites = folded.rewrites.followed_by(rewrites)
-    deviation = max(verify(exact, folded, x) for x in (example, _frames_like(example, network, generator)))
-    fired = {
-        name: signs.count_nonzero().item() / signs.numel() for name, signs in _spike_signs(folded, example).items()
-    }
+    deviation = max(verify(exact, folded, x) for x in (example, frames_like(example, network, generator)))
+    fired = {name: signs.count_nonzero().item() / signs.numel() for name, signs in spike_signs(folded, example).items()}
     neurons = tuple(
         FoldedNeuron(
             name=layer.name,
@@ -109,7 +99,7 @@ def fold(
         )
         for neuron, layer in classes.neurons()
     )
-    layers = tuple(_layer_inputs(folded, example))
+    layers = tuple(layer_inputs(folded, example))
     functions = tuple(where for _, where in activation_calls(graph))
     tied = tuple(
         layer.name
@@ -120,60 +110,6 @@ def fold(
         neurons, layers, deviation, rewrites.sum_pools, dict(rewrites.merged_norms), functions=functions, tied=tied
     )
     return folded.to(weight.device, weight.dtype), report
-
-
-def verify(network: SpikingNetwork, folded: SpikingNetwork, example: Tensor, *, tolerance: float = TOLERANCE) -> float:
-    """Compare a network with its folded copy on a batch.
-
-    Args:
-        network: The network, in eval mode.
-        folded: Its folded copy, in eval mode and of the same dtype (float64, for the default tolerance).
-        example: Images or frames of that dtype.
-        tolerance: Greatest deviation allowed, relative to the greatest logit.
-
-    Returns:
-        The greatest deviation of the logits, relative to the greatest logit.
-
-    Raises:
-        FoldError: The deviation is above ``tolerance`` (the first neuron layer that deviates is named), or the network
-            itself gives logits that are not finite.
-    """
-    with torch.no_grad():
-        expected: object = network(example, per_step=True)
-        if not isinstance(expected, Tensor):
-            raise FoldError(
-                f"cannot verify a network that gives a {type(expected).__name__}, not logits: fold the whole network "
-                "first, then take its feature maps"
-            )
-        got = folded(example, per_step=True)
-    if not expected.isfinite().all():
-        raise FoldError("the network gives logits that are not finite, so there is nothing to compare")
-    deviation = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-300)).item()
-    if deviation <= tolerance:
-        return deviation
-    before, after = _spike_signs(network, example), _spike_signs(folded, example)
-    differs = (name for name in before if not torch.equal(before[name], after[name]))
-    raise FoldError(
-        f"folded and unfolded logits deviate by {deviation:.1e} of the greatest logit (allowed: {tolerance:.0e}); "
-        f"first layer that deviates: {next(differs, 'the classifier')}"
-    )
-
-
-def _frames_like(example: Tensor, network: SpikingNetwork, generator: torch.Generator) -> Tensor:
-    """Two sequences (one, if long) of frames [2, T, C, H, W] or vectors [2, T, F] with an example's mean and deviation.
-
-    They are noise. Every other frame is the negative of the one before it, so that spikes cancel in neurons that add
-    them up.
-    """
-    timesteps, shape = network.timesteps, example.shape[-len(network.input_size) :]
-    noise = torch.randn(_samples(timesteps), timesteps, *shape, generator=generator, dtype=example.dtype)
-    noise[:, 1::2] = -noise[:, : timesteps - 1 : 2]
-    return example.mean() + example.std(correction=0) * noise
-
-
-def _samples(timesteps: int) -> int:
-    """How many images or sequences show enough, without taking much memory where there are many time steps."""
-    return 2 if timesteps <= 16 else 1
 
 
 def _classes(graph: fx.Graph, model: nn.Module, integer_pools: bool) -> GaugeClasses:
@@ -218,49 +154,6 @@ def _merge_norms(classes: GaugeClasses) -> dict[str, str]:
         before.module.weight, before.module.bias = fuse(*old, mean, variance, norm.eps, weight, bias)
         merged[layer.name] = before.name
     return merged
-
-
-_HOLDS: tuple[Literal["ternary", "integer", "real"], ...] = ("ternary", "integer", "real")
-
-
-def _layer_inputs(folded: SpikingNetwork, example: Tensor) -> list[LayerInput]:
-    """Observe what reaches each weighted layer, on a batch, and count its operations."""
-    seen: dict[str, LayerInput] = {}
-
-    def look(name: str, layer: Any, x: Tensor, output: Tensor) -> None:
-        largest = x.abs().max().item()
-        is_integer = torch.equal(x, x.round())
-        holds: Literal["ternary", "integer", "real"] = (
-            "real" if not is_integer else "ternary" if largest <= 1 else "integer"
-        )
-        macs = output.numel() * layer.weight[0].numel() // len(example)
-        if name in seen:  # called at several places: the least favourable input counts
-            holds = max(holds, seen[name].holds, key=_HOLDS.index)
-            largest = max(largest, seen[name].largest)
-            macs += seen[name].macs
-        seen[name] = LayerInput(name, holds, largest, macs)
-
-    _show_calls(folded, example, WEIGHTED, look)
-    return list(seen.values())
-
-
-def _spike_signs(network: SpikingNetwork, example: Tensor) -> dict[str, Tensor]:
-    """Sign of every spike, by neuron layer in the order of execution."""
-    signs: dict[str, Tensor] = {}
-
-    def look(name: str, _neuron: Any, _x: Tensor, spikes: Tensor) -> None:
-        new = spikes.sign().char().flatten()
-        signs[name] = torch.cat([signs[name], new]) if name in signs else new  # called at several places
-
-    _show_calls(network, example, (SpikingNeuron,), look)
-    return signs
-
-
-def _show_calls(network: SpikingNetwork, example: Tensor, kinds: tuple[type[nn.Module], ...], look: Observer) -> None:
-    """Run the network on an example and show each call of such a layer to ``look``."""
-    modules = {name: module for name, module in network.model.named_modules() if isinstance(module, kinds)}
-    with torch.no_grad(), observing(modules, look):
-        network(example)
 
 
 def _numbers(value: Tensor | float) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from .._tables import new_table, table_text
-from ..network.report import Effect
+from ..network.report import WORDS, Effect
 
 __all__ = ["FoldReport", "FoldedNeuron", "LayerInput"]
 
@@ -45,13 +45,13 @@ class LayerInput:
         name: Its name in the model.
         holds: ``"ternary"`` (-1, 0, 1), ``"integer"`` or ``"real"``; only additions are needed if it is not real.
         largest: Greatest absolute value.
-        macs: Multiply-accumulate operations for one image or sequence, over all time steps, were nothing sparse.
+        dense_macs: Multiply-accumulates for one image or sequence, over all time steps, were nothing skipped.
     """
 
     name: str
     holds: Literal["ternary", "integer", "real"]
     largest: float
-    macs: int
+    dense_macs: int
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class FoldReport:
     @property
     def addition_only_macs(self) -> float:
         """Share of all multiply-accumulate operations that lies in those layers."""
-        macs = sum(layer.macs for layer in self.layers)
-        return sum(layer.macs for layer in self.layers if layer.holds != "real") / max(1, macs)
+        macs = sum(layer.dense_macs for layer in self.layers)
+        return sum(layer.dense_macs for layer in self.layers if layer.holds != "real") / max(1, macs)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as what JSON can hold."""
@@ -114,8 +114,8 @@ class FoldReport:
             neurons.add_row(n.name, _range(n.amplitude), _range(n.threshold), str(n.group), n.effect, folded, rate)
         layers = new_table("weighted layer", "its input holds", "up to", "MACs")
         for layer in self.layers:
-            layers.add_row(layer.name, layer.holds, f"{layer.largest:.6g}", f"{layer.macs:,}")
-        return f"{table_text(neurons, layers)}{self}"
+            layers.add_row(layer.name, layer.holds, f"{layer.largest:.6g}", f"{layer.dense_macs:,}")
+        return f"{table_text(neurons, layers)}{WORDS}\n{self}"
 
     def __str__(self) -> str:
         holds = [layer.holds for layer in self.layers]

@@ -185,7 +185,7 @@ class _Ids:
 
 
 class GaugeClasses(_Ids):
-    """Channels that must share one gauge in the fold; which operation ties what is the table there.
+    """Channels that must share one gauge in the fold; what an operation ties, its rule says (table in docs/fold.md).
 
     Args:
         graph: From :func:`lightning_tspike.graph.trace`, of a model whose activations are neurons.

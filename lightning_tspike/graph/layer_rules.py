@@ -78,6 +78,10 @@ class LayerRule:
         """
         return all(owners[parameter] == 1 for parameter in module.parameters(recurse=False))
 
+    def is_odd(self, module: Any) -> bool:
+        """Whether f(-x) = -f(x), so that inputs that cancel still do behind it (:mod:`lightning_tspike.graph.ties`)."""
+        return False
+
     def absorb(self, module: Any, g_in: Tensor, g_out: Tensor) -> None:
         """Rescale the layer's numbers, in place.
 
@@ -138,6 +142,9 @@ class WeightedRule(LayerRule):
     def can_absorb(self, module: Any, owners: Mapping[Tensor, int]) -> bool:
         # a parametrized weight is computed, not stored
         return super().can_absorb(module, owners) and "weight" in self.numbers(module)
+
+    def is_odd(self, module: Any) -> bool:
+        return module.bias is None
 
     def absorb(self, module: Any, g_in: Tensor, g_out: Tensor) -> None:
         weight = module.weight  # [C_out, C_in / groups, ...]

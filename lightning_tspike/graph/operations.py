@@ -75,3 +75,8 @@ def window_size(module: Any) -> int:
     space = 2 if isinstance(module, nn.AvgPool2d) else 3
     size = module.kernel_size
     return math.prod(size) if isinstance(size, tuple) else int(size) ** space
+
+
+def dense_macs(layer: Any, output: Tensor) -> int:
+    """Multiply-accumulates of a call of a convolution or linear layer, were nothing skipped."""
+    return output.numel() * layer.weight[0].numel()

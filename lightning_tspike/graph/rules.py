@@ -136,7 +136,7 @@ class Local(Rule):
 
     covers = "max pool, average pool, padding, upsampling, a fixed filter for each channel"
     gauges = "passes through, one for each channel; an average pool that sums instead has g_out = g_in / k^2"
-    spikes = "max pools, copies: yes; an average pool that sums: whole numbers; averages, filters: no"
+    spikes = "max pools, copies: yes; an average pool that sums: whole numbers; averages, interpolation, filters: no"
     modules = (
         nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
         nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..neurons import SpikingNeuron
-from .layer_rules import layer_of
-from .operations import WEIGHTED
+from .layer_rules import layer_of, layer_rule_of
 from .rules import Join, rule_of
 
 __all__ = ["is_power_of_two", "tied_ids"]
@@ -50,7 +49,7 @@ def tied_ids(
             on_the_way[node] = list(_flat(ids[node]))
             continue
         if layer is not None:
-            odd_in = [layer[1]] if isinstance(layer[0], WEIGHTED) and layer[0].bias is None else []
+            odd_in = [layer[1]] if layer_rule_of(layer[0]).is_odd(layer[0]) else []
         else:
             rule = rule_of(node, modules, is_constant) if node in ids else None
             odd_in = [n for n in node.all_input_nodes if n in ids] if rule else []

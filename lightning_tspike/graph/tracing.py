@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..neurons import SpikingNeuron
 from .activations import is_activation, is_timms
+from .rules import RULES
 
 __all__ = ["TraceError", "copy_of", "counts_on_batch", "same_values", "static_encoders", "trace"]
 
@@ -51,7 +52,7 @@ class _ExampleTracer(fx.Tracer):
         self.evaluating = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if _is_neuron(m) or is_timms(m):
+        if _is_neuron(m) or is_timms(m) or any(isinstance(m, rule.modules) for rule in RULES):
             return True
         # torch's layers are leaves, but not a TransformerEncoderLayer with an activation inside
         return super().is_leaf_module(m, module_qualified_name) and not any(map(_is_neuron, m.modules()))

@@ -15,6 +15,13 @@ from ..neurons import SpikingNeuron
 
 __all__ = ["Effect", "NetworkReport", "NeuronInfo", "group_numbers"]
 
+WORDS = (
+    "live: changing the amplitude changes what the network computes in training; cancelled: a norm divides it out "
+    "wherever the spikes go, so it does not learn. Spikes of one group meet in a sum: they are stored in one unit, "
+    "their gauge."
+)
+"""What the words in these tables mean, below them."""
+
 Effect: TypeAlias = Literal["live", "cancelled"]
 """Whether an amplitude changes what the network computes in training mode, or a norm divides it out everywhere."""
 
@@ -86,7 +93,7 @@ class NetworkReport:
         return table_text(self.table()) + (
             f"{len(self.neurons)} neuron layers: {len(learned)} with a learned amplitude, "
             f"{len({n.shares_amplitude_with or n.name for n in learned})} of them different; {live} live, "
-            f"{len(self.neurons) - live} cancelled by norms in training"
+            f"{len(self.neurons) - live} cancelled by norms in training\n{WORDS}"
         )
 
 

@@ -15,7 +15,7 @@ from ..analysis.evaluation import evaluate
 from ..analysis.measure import Measured, measure
 from ..files.input_spec import InputSpec
 from ..files.weights import PRECISIONS, Precision, decode, encode
-from ..folding.absorb import FoldError, fold
+from ..folding import FoldError, fold
 from ..folding.report import FoldReport
 from ..network.spiking_network import SpikingNetwork
 from .catalog import find_entry

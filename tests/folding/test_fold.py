@@ -222,7 +222,7 @@ def test_report_says_what_reaches_each_layer(lively: Callable[..., SpikingNetwor
 def test_report_counts_operations(lively: Callable[..., SpikingNetwork]) -> None:
     """A ResNet-8 on 32x32 pixels, T = 2: the stem sees the image once, all else runs at every step."""
     _, report = fold(lively("tspike_resnet_small", num_classes=10, timesteps=2))
-    macs = {layer.name: layer.macs for layer in report.layers}
+    macs = {layer.name: layer.dense_macs for layer in report.layers}
     assert macs["conv1"] == 32 * 32 * 16 * 3 * 9
     assert macs["stages.1.0.conv1"] == 2 * 16 * 16 * 32 * 16 * 9
     assert macs["fc"] == 2 * 64 * 10
