@@ -300,7 +300,7 @@ def test_any_dataset_by_class_path(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     [
         ({"dataset": "NMIST"}, "'NMIST' is not one of tonic's datasets; expected a class path, or one of .*NMNIST"),
         ({"dataset": "nowhere.Events"}, "there is no dataset class 'nowhere.Events'"),
-        ({"dataset": "pathlib.Path"}, "'pathlib.Path' is no dataset of tonic"),
+        ({"dataset": "pathlib.Path"}, "'pathlib.Path' is not one of tonic's datasets"),
         ({"dataset": "NCALTECH101"}, r"set sensor_size to \[width, height, polarities\]"),
         ({"sensor_size": [34, 0, 2]}, "each at least 1"),
         ({"timesteps": 0}, "timesteps must be at least 1, got 0"),

@@ -58,7 +58,7 @@ def holds(name: str, tensor: Any) -> Callable[[dict[str, Any]], object]:
         (holds("conv1.weight", torch.full((4, 1, 3, 3), float("nan"))), "conv1.weight holds NaN"),
         (holds("bn1.running_var", -torch.ones(4)), "bn1.running_var holds negative variances"),
         (holds("conv1.weight", torch.ones(3).to_sparse()), "it would call 'torch._utils _rebuild_sparse_tensor'"),
-        (holds("conv1.weight", "text"), "no name of an ordinary tensor"),
+        (holds("conv1.weight", "text"), "does not name an ordinary tensor"),
         (lambda saved: saved.update(preprocessing={"input_size": [1, 65536, 65536]}), "inputs of 1 x 1 x 65536"),
         (lambda saved: saved.update(preprocessing=BOMB), "entries or 16 levels"),
         (lambda saved: saved.update(label_names=["a"]), "'label_names' must be 10 texts"),
