@@ -51,7 +51,9 @@ def own_network(model: nn.Module, options: dict[str, Any]) -> SpikingNetwork:
         model.config = known
     default = NetworkConfig(known.backbone)
     for key, value in options.items():
-        if value not in (getattr(known, key), getattr(default, key)):
+        # these three come along with their defaults where the user has not said them
+        is_unsaid = key in ("num_classes", "timesteps", "in_chans") and value == getattr(default, key)
+        if value != getattr(known, key) and not is_unsaid:
             raise ValueError(
                 f"{key}={value!r} does not fit the network that was given, which has {getattr(known, key)!r}: leave "
                 f"{key} out"

@@ -137,7 +137,9 @@ def test_functions_that_stay_are_named_with_their_line(
     kind: type[_Block], function: str, randomize: Callable[[SpikingNetwork], SpikingNetwork]
 ) -> None:
     model = kind(nn.Identity())
-    with pytest.warns(UserWarning, match=rf"not replaced by neurons.*{function}\(\) in the model, .*test_activations.py:\d+"):
+    with pytest.warns(
+        UserWarning, match=rf"not replaced by neurons.*{function}\(\) in the model, .*test_activations.py:\d+"
+    ):
         network = ternarize(model, 2, input_size=(3, 8, 8))
     assert network.model is model
     assert set(network.neurons()) == {"act"}

@@ -129,6 +129,8 @@ def test_options_of_neurons_that_are_there() -> None:
     net = lt.ternarize(Own(), 2, input_size=(1, 8, 8), reset="soft")
     with pytest.raises(ValueError, match="amplitude='fixed' does not fit .* 'layer': leave amplitude out"):
         lt.TernarySNNModule(net, amplitude="fixed")
+    with pytest.raises(ValueError, match="reset='hard' does not fit .* 'soft': leave reset out"):
+        lt.TernarySNNModule(net, reset="hard")
     assert lt.TernarySNNModule(net).hparams["reset"] == "soft"
 
 
