@@ -38,6 +38,8 @@ def ternarize(
     alone, does the same with all of them, in training as in eval mode, and has no public method except its ``forward``.
     Calls that stay are warned of, with their lines; so are modules that are called at several places.
 
+    An activation that the input does not reach, where a model computes biases or weights, stays as it is.
+
     Where spikes of several layers are added up (a shortcut of spikes onto spikes), these layers get one amplitude
     together, so that the sum can be folded. With ``amplitude="channel"``, a module that is called with different
     numbers of channels, or whose channels come last (tokens of a transformer), gets one amplitude for the layer.
@@ -71,6 +73,8 @@ def ternarize(
             model, graph = functions_to_modules(model, graph, example, undo)
         left = [where for _, where in activation_calls(graph)] if graph else []
         activations = {name: m for name, m in model.named_modules(remove_duplicate=False) if is_activation(m)}
+        if graph:
+            activations = _of_signals(graph, activations)
         if not activations:
             raise ValueError(
                 f"{type(model).__name__} has no activation modules to replace by neurons; activations that are called "
@@ -144,6 +148,19 @@ def _encoders(
         stacklevel=3,
     )
     return []
+
+
+def _of_signals(graph: fx.Graph, activations: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those that are not only called on what does not depend on the input, as where position biases are computed."""
+    reached = {node for node in graph.nodes if node.op == "placeholder"}
+    called: dict[nn.Module, bool] = {}
+    for node in graph.nodes:
+        if not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+        if node.op == "call_module" and node.target in activations:
+            module = activations[node.target]
+            called[module] = called.get(module, False) or node in reached
+    return {name: module for name, module in activations.items() if called.get(module, True)}
 
 
 def _warn_of_calls(graph: fx.Graph, activations: Mapping[str, nn.Module]) -> None:

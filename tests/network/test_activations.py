@@ -256,3 +256,26 @@ def test_a_failure_leaves_the_model_as_it_was() -> None:
         ternarize(model, 2, threshold=-1, input_size=(3, 32, 32))
     assert {name: type(module) for name, module in model.named_modules()} == before
     assert model.function is F.relu
+
+
+class _ComputedBias(nn.Module):
+    """A bias for each channel, computed by a small network of its own, as Swin v2 computes its position biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(-1, 1, 3).view(3, 1))
+        self.bias_net = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.conv, self.act, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x) + self.bias_net(self.table).mean(0).view(1, 4, 1, 1)
+        return self.head(self.act(x).mean((2, 3)))
+
+
+def test_an_activation_that_the_input_does_not_reach_stays() -> None:
+    network = ternarize(_ComputedBias(), 3, input_size=(3, 8, 8))
+    assert list(network.neurons()) == ["act"]
+    assert isinstance(network.model.bias_net[1], nn.ReLU)
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(network(x), network(x[:, None].expand(2, 3, 3, 8, 8)))
+    assert fold(network)[1].kept == []
