@@ -42,5 +42,7 @@ def test_hostile_checkpoints_imports_and_transforms_are_refused() -> None:
 def test_hostile_run_folders_give_a_page_or_are_refused() -> None:
     out = run("hostile_runs", "9", "7")
     assert "9 run folders, 0 faults" in out
-    assert "run folders, spoil: the same" in out
-    assert "run folders, text: refused" in out
+    for kind in ("events", "flip", "layers", "names", "numbers", "size", "special", "spoil", "text"):
+        assert f"run folders, {kind}: " in out
+    assert ": the same" in out
+    assert ": refused" in out
