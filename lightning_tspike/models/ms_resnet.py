@@ -11,10 +11,9 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from typing_extensions import Unpack
 
 from .backbone import build
-from .residual import ResidualNet, ResidualOptions
+from .residual import ResidualNet
 from .stem import Stem, default_cfg
 
 __all__ = ["MSResNet"]
@@ -80,7 +79,7 @@ class MSResNet(ResidualNet):
         layers: Sequence[int] = (1, 1, 1),
         widths: Sequence[int] = (16, 32, 64),
         stem: Stem = "cifar",
-        **options: Unpack[ResidualOptions],
+        **options: Any,
     ) -> None:
         super().__init__(MSBlock, layers, widths, stem, acts_first=True, **options)
 

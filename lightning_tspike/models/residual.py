@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypedDict
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from timm.layers import DropPath
 from timm.models.resnet import downsample_avg, downsample_conv
@@ -15,17 +16,31 @@ from .stem import REDUCTIONS, Stem, check_stages, make_stem
 __all__ = ["ResidualNet", "ResidualOptions"]
 
 
-class ResidualOptions(TypedDict, total=False):
-    """What every residual backbone takes; :class:`ResidualNet` explains it."""
+@dataclass(frozen=True, kw_only=True)
+class ResidualOptions:
+    """What every residual backbone takes.
 
-    num_classes: int
-    in_chans: int
-    global_pool: str
-    output_stride: int | None
-    drop_rate: float
-    drop_path_rate: float
-    act_layer: Layer
-    norm_layer: Layer
+    Attributes:
+        num_classes: Number of classes; 0 leaves the classifier out.
+        in_chans: Channels of the image.
+        global_pool: As in :meth:`lightning_tspike.models.backbone.Backbone.reset_classifier`.
+        output_stride: How much smaller than the image features may become: later stages dilate their convolutions
+            instead of a stride. None for no limit.
+        drop_rate: Dropout before the classifier.
+        drop_path_rate: Stochastic depth: how often the last block is left out in training; earlier ones less, the
+            first never. Drawn for each image at each time step.
+        act_layer: Activation, called with ``inplace=True`` where that is safe.
+        norm_layer: Norm, called with the number of channels.
+    """
+
+    num_classes: int = 10
+    in_chans: int = 3
+    global_pool: str = "avg"
+    output_stride: int | None = None
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    act_layer: Layer = nn.ReLU
+    norm_layer: Layer = nn.BatchNorm2d
 
 
 class ResidualNet(Backbone):
@@ -48,16 +63,7 @@ class ResidualNet(Backbone):
         shortcut: Where channels or size change: ``"conv"``, a convolution 1x1 with stride, or ``"avg"``, an average
             pool before it.
         acts_first: Activations come before convolutions: the stem ends without one, and one stands before the head.
-        num_classes: Number of classes; 0 leaves the classifier out.
-        in_chans: Channels of the image.
-        global_pool: As in :meth:`lightning_tspike.models.backbone.Backbone.reset_classifier`.
-        output_stride: How much smaller than the image features may become: later stages dilate their convolutions
-            instead of a stride. None for no limit.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth: how often the last block is left out in training; earlier ones less, the
-            first never. Drawn for each image at each time step.
-        act_layer: Activation, called with ``inplace=True`` where that is safe.
-        norm_layer: Norm, called with the number of channels.
+        options: As in :class:`ResidualOptions`.
 
     Raises:
         ValueError: ``layers`` and ``widths`` have different lengths or are empty, a name is unknown, a rate is out of
@@ -77,29 +83,23 @@ class ResidualNet(Backbone):
         expansion: int = 1,
         shortcut: Literal["conv", "avg"] = "conv",
         acts_first: bool = False,
-        num_classes: int = 10,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-        output_stride: int | None = None,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        act_layer: Layer = nn.ReLU,
-        norm_layer: Layer = nn.BatchNorm2d,
+        **options: Any,
     ) -> None:
-        super().__init__(drop_rate)
+        chosen = ResidualOptions(**options)
+        super().__init__(chosen.drop_rate)
         check_stages(layers, widths)
         if shortcut not in ("conv", "avg"):
             raise ValueError(f"shortcut must be 'conv' or 'avg', got {shortcut!r}")
-        act, norm = layer_type(act_layer, "act_layer"), layer_type(norm_layer, "norm_layer")
+        act, norm = layer_type(chosen.act_layer, "act_layer"), layer_type(chosen.norm_layer, "norm_layer")
         self.conv1, self.bn1, self.act1, self.pool = make_stem(
-            stem, in_chans, widths[0], act, norm, last_act=not acts_first
+            stem, chosen.in_chans, widths[0], act, norm, last_act=not acts_first
         )
         before_pool, reduction = REDUCTIONS[stem]
-        limit = _limit(output_stride, reduction)
+        limit = _limit(chosen.output_stride, reduction)
         self.feature_info = [{"num_chs": widths[0], "reduction": before_pool, "module": "act1"}]
 
         project: Callable[..., nn.Module] = downsample_conv if shortcut == "conv" else downsample_avg
-        drop_step = check_rate("drop_path_rate", drop_path_rate) / max(sum(layers) - 1, 1)
+        drop_step = check_rate("drop_path_rate", chosen.drop_path_rate) / max(sum(layers) - 1, 1)
         stages: list[nn.Module] = []
         channels, dilation, count = widths[0], 1, 0
         for i, (depth, width) in enumerate(zip(layers, widths, strict=True)):
@@ -135,7 +135,7 @@ class ResidualNet(Backbone):
         self.num_features = channels
         if acts_first:
             self.act2 = act()  # not in place: what comes in is a level of features
-        self.reset_classifier(num_classes, global_pool)
+        self.reset_classifier(chosen.num_classes, chosen.global_pool)
         self.init_weights()
 
     def forward_stem(self, x: Tensor) -> Tensor:

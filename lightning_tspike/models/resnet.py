@@ -24,10 +24,9 @@ from typing import Any, Literal
 
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
-from typing_extensions import Unpack
 
 from .backbone import build
-from .residual import ResidualNet, ResidualOptions
+from .residual import ResidualNet
 from .stem import Stem, default_cfg
 
 __all__ = ["SpikingResNet"]
@@ -62,7 +61,7 @@ class SpikingResNet(ResidualNet):
         widths: Sequence[int] = (16, 32, 64),
         stem: Stem = "cifar",
         shortcut: Literal["conv", "avg"] = "conv",
-        **options: Unpack[ResidualOptions],
+        **options: Any,
     ) -> None:
         super().__init__(BasicBlock, layers, widths, stem, shortcut=shortcut, **options)
 

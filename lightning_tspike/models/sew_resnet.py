@@ -22,10 +22,9 @@ from typing import Any, Literal, TypeAlias
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from typing_extensions import Unpack
 
 from .backbone import build
-from .residual import ResidualNet, ResidualOptions
+from .residual import ResidualNet
 from .stem import Stem, default_cfg
 
 __all__ = ["SEWResNet"]
@@ -109,7 +108,7 @@ class SEWResNet(ResidualNet):
         bottleneck: bool = False,
         connect: Connect = "ADD",
         stem: Stem = "cifar",
-        **options: Unpack[ResidualOptions],
+        **options: Any,
     ) -> None:
         if connect not in ("ADD", "AND", "IAND"):
             raise ValueError(f"connect must be 'ADD', 'AND' or 'IAND', got {connect!r}")
