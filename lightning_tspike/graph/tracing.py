@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..neurons import SpikingNeuron
 from .activations import is_activation, is_timms
+from .layer_rules import LAYER_RULES
 from .rules import RULES
 
 __all__ = ["TraceError", "copy_of", "counts_on_batch", "same_values", "static_encoders", "trace"]
@@ -52,7 +53,10 @@ class _ExampleTracer(fx.Tracer):
         self.evaluating = False
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if _is_neuron(m) or is_timms(m) or any(isinstance(m, rule.modules) for rule in RULES):
+        # of a type that has a rule; a subclass may do something else in its forward
+        kinds = [*(rule.modules for rule in RULES), *(rule.modules for rule in LAYER_RULES)]
+        has_rule = any(type(m) in modules for modules in kinds)
+        if _is_neuron(m) or is_timms(m) or has_rule:
             return True
         # torch's layers are leaves, but not a TransformerEncoderLayer with an activation inside
         return super().is_leaf_module(m, module_qualified_name) and not any(map(_is_neuron, m.modules()))

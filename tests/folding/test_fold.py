@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import AvgPool2dSame
 from torch import nn
 
 from lightning_tspike.folding import FoldError, FoldReport, fold, verify
@@ -458,3 +459,23 @@ def test_training_mode_of_the_original_is_kept(lively: Callable[..., SpikingNetw
     assert all(module.training for module in network.modules())
     assert not any(module.training for module in folded.modules())
     assert isinstance(folded.model.act1, TernaryLIF)
+
+
+class _SamePool(nn.Module):
+    """An average pool of timm's, a subclass of torch's whose forward pads and heeds no other divisor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.act1, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), AvgPool2dSame(2, 2)
+        self.conv2, self.act2, self.head = nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.act2(self.conv2(self.pool(self.act1(self.conv1(x))))).mean((2, 3)))
+
+
+def test_a_subclass_of_a_pool_is_followed_through_its_own_forward() -> None:
+    network = ternarize(_SamePool(), 2, input_size=(1, 9, 9)).double()
+    for neuron in network.neurons().values():
+        torch.nn.init.constant_(neuron.raw_amplitude, 1.3)
+    report = _check_fold(network, torch.randn(2, 1, 9, 9, dtype=torch.float64), integer_pools=True)
+    assert report.sum_pools == ()
