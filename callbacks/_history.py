@@ -7,12 +7,38 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
 from ..analysis.run_logs import RunLogs, Series
 from .run_files import write_json
 
-__all__ = ["History"]
+__all__ = ["History", "RemembersLayers"]
 
 _MOST_STEPS = 128
+
+
+class RemembersLayers(Callback):
+    """A callback whose history of the layers is part of checkpoints.
+
+    Args:
+        file: Of the run's folder, for what came before a run.
+    """
+
+    def __init__(self, file: str) -> None:
+        self._history = History(file)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._history = History(self._history.file)  # before a checkpoint's is loaded, where a run is resumed
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self._history.values}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._history.values = dict(state_dict["history"])
 
 
 class History:

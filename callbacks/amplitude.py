@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from ..graph.tracing import TraceError
 from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
 from ._common import check_every_n_steps, is_log_step, network_of, require_logger
-from ._history import History
+from ._history import History, RemembersLayers
 from .run_files import run_folder
 
 __all__ = ["AMPLITUDES", "AmplitudeLogger"]
@@ -37,7 +37,7 @@ _GRADIENT, _DECAY, _THRESHOLD = LayerTag("amplitude_gradient"), LayerTag("decay"
 _HISTORY = "amplitude_history.json"
 
 
-class AmplitudeLogger(Callback):
+class AmplitudeLogger(RemembersLayers):
     """Log each learned amplitude, decay and threshold as a scalar to every logger, and plot the amplitudes at the end.
 
     * ``amplitude/<layer>``: the amplitude a,
@@ -67,23 +67,11 @@ class AmplitudeLogger(Callback):
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
+        super().__init__(_HISTORY)  # mean amplitude of each layer
         self.every_n_steps = check_every_n_steps(every_n_steps)
         self._last_step = -1
         self._cancelled: set[str] = set()
         self._gradients: dict[str, Tensor] = {}
-        self._history = History(_HISTORY)  # mean amplitude of each layer
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._history = History(_HISTORY)  # before a checkpoint's is loaded, where a run is resumed
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history.values}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._history.values = dict(state_dict["history"])
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from contextlib import AbstractContextManager
 from itertools import count, takewhile
-from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
@@ -25,7 +24,7 @@ from ..analysis.sections import (
 from ..analysis.spikes import FiringRate, firing_rates
 from ..network.spiking_network import SpikingNetwork
 from ._common import BatchObserver
-from ._history import History
+from ._history import History, RemembersLayers
 from .run_files import run_folder
 
 __all__ = ["FIRING_RATES", "FiringRateMonitor"]
@@ -34,7 +33,7 @@ _RATE, _ENTROPY = LayerTag("firing_rate"), LayerTag("entropy")
 _HISTORY = "firing_rate_history.json"
 
 
-class FiringRateMonitor(BatchObserver):
+class FiringRateMonitor(BatchObserver, RemembersLayers):
     """Firing rates and entropy of every neuron layer, over a training batch every n steps, as scalars to every logger.
 
     With several processes it is the first one's batch. Time steps t are counted from 1.
@@ -56,20 +55,8 @@ class FiringRateMonitor(BatchObserver):
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
-        super().__init__(every_n_steps)
-        self._history = History(_HISTORY)  # share of neurons that fire, of either sign
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._history = History(_HISTORY)  # before a checkpoint's is loaded, where a run is resumed
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"history": self._history.values}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._history.values = dict(state_dict["history"])
+        BatchObserver.__init__(self, every_n_steps)
+        RemembersLayers.__init__(self, _HISTORY)  # share of neurons that fire, of either sign
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -200,8 +200,7 @@ class FoldExport(Callback):
                 "shards), so FoldExport cannot read them; save full checkpoints (state_dict_type='full'), or leave "
                 "FoldExport out and fold after training"
             )
-        own = None if self._own is None else copy_of(self._own)
-        saved = read_checkpoint(checkpoint, self._config, own)  # its own: the one in training may carry hooks
+        saved = read_checkpoint(checkpoint, self._config, self._own)  # its own: the one in training may carry hooks
         folded, report = fold(saved.network)
         data = getattr(trainer, "datamodule", None)  # the checkpoint of a module of your own may not say
         facts: dict[str, Any] = {

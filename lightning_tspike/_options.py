@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar, get_type_hints
 
-__all__ = ["options_of", "takes"]
+from torch import nn
+
+__all__ = ["options_of", "save_options", "takes"]
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -62,6 +64,23 @@ def options_of(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     return {field.name: options.pop(field.name) for field in dataclasses.fields(kind) if field.name in options}
 
 
+def save_options(module: Any, options: Mapping[str, Any], leave_out: Collection[str] = ()) -> None:
+    """Have Lightning save the options of a module or datamodule, and before them those of a subclass.
+
+    The constructor of ``module`` calls that of its base by name, not by ``super()``: by that, ``save_hyperparameters``
+    tells frames in which every option is a local variable.
+
+    Args:
+        module: It is being made.
+        options: By name.
+        leave_out: Names that are not saved.
+    """
+    module.save_hyperparameters(ignore=list(leave_out))
+    for name in [name for name, value in module.hparams.items() if isinstance(value, nn.Module)]:
+        del module.hparams[name]  # files hold no code
+    module.save_hyperparameters({name: value for name, value in options.items() if name not in leave_out})
+
+
 def _default(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
@@ -70,13 +89,15 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _documented(kind: type) -> list[tuple[str, str]]:
     """Name and text of each entry in the ``Attributes:`` sections of a dataclass and what it inherits from."""
-    found: list[tuple[str, str]] = []
+    found: dict[str, str] = {}
     for base in kind.__mro__:
+        name = ""  # of the entry that the lines belong to; what a subclass says goes before
         text = inspect.cleandoc(base.__dict__.get("__doc__") or "")
         section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
         for line in textwrap.dedent(section).split("\n"):
-            if line.startswith(" ") and found:
-                found[-1] = (found[-1][0], f"{found[-1][1]}\n{line}")
-            elif line:
-                found.append((line.partition(":")[0], line))
-    return found
+            if not line.startswith(" "):
+                name = line.partition(":")[0]
+                name = "" if name in found else name
+            if name:
+                found[name] = f"{found[name]}\n{line}" if name in found else line
+    return list(found.items())

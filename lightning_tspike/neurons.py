@@ -169,6 +169,27 @@ class SpikingNeuron(nn.Module):
         """Firing threshold theta > 0, shape [] or [C]; carries a gradient where it is learned."""
         return _scalar(_positive(self.threshold)) if isinstance(self.threshold, nn.Parameter) else self.threshold
 
+    @property
+    def options(self) -> NeuronOptions:
+        """What it would be made with again: what is learned starts where it is now, of channels at the first."""
+        return NeuronOptions(
+            amplitude=self.amplitude_kind,
+            decay=float(torch.as_tensor(self.decay).detach()),
+            threshold=float(self.firing_threshold.detach().flatten()[0]),
+            learn_decay=self.raw_decay is not None,
+            learn_threshold=isinstance(self.threshold, nn.Parameter),
+            reset=self.reset,
+            detach_reset=self.detach_reset,
+            surrogate=self.surrogate,
+        )
+
+    @property
+    def amplitude_kind(self) -> AmplitudeKind:
+        """Whether an amplitude is learned for the ``"layer"``, for each ``"channel"``, or ``"fixed"``."""
+        if self.raw_amplitude is None:
+            return "fixed"
+        return "layer" if self.raw_amplitude.numel() == 1 else "channel"
+
     def forward(self, x: Tensor) -> Tensor:
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
         raise NotImplementedError
@@ -202,12 +223,11 @@ class SpikingNeuron(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        kind = "fixed" if self.raw_amplitude is None else "layer" if self.raw_amplitude.numel() == 1 else "channel"
         decay = "learned" if self.raw_decay is not None else self._decay
         threshold = "learned" if isinstance(self.threshold, nn.Parameter) else self.threshold.tolist()
         return (
-            f"timesteps={self._timesteps}, amplitude={kind}, decay={decay}, threshold={threshold}, reset={self.reset}, "
-            f"detach_reset={self.detach_reset}, surrogate={self.surrogate}"
+            f"timesteps={self._timesteps}, amplitude={self.amplitude_kind}, decay={decay}, threshold={threshold}, "
+            f"reset={self.reset}, detach_reset={self.detach_reset}, surrogate={self.surrogate}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from types import FunctionType, ModuleType
@@ -59,3 +60,9 @@ def test_fold_and_ternarize_are_functions_whatever_has_been_imported() -> None:
 
 def test_the_zoo_is_listed_without_torch() -> None:
     assert python("import sys, lightning_tspike as lt; lt.zoo.list(); print('torch' in sys.modules)") == ["False"]
+
+
+def test_every_option_is_documented_once() -> None:
+    for kind in (lt.TernarySNNModule, lt.data.ImageDataModule, lt.data.EventDataModule):
+        for name in inspect.signature(kind).parameters:
+            assert (kind.__doc__ or "").count(f"\n        {name}: ") == 1, f"{kind.__name__}: {name}"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._options import options_of, takes
+from .._options import options_of, save_options, takes
 from ..files.input_spec import FrameSlicing, InputSpec, SliceBy
 from .base import ClassificationDataModule
 from .event_frames import CachedFrames, FrameAugmentation, Frames
@@ -67,8 +67,7 @@ class EventDataModule(ClassificationDataModule):
     ) -> None:
         augmentation = EventAugmentation(**options_of(EventAugmentation, options))
         loading = EventLoading(**options)
-        # not by super(), which save_hyperparameters takes for a sign that every option is a local variable
-        ClassificationDataModule.__init__(self, **vars(loading))
+        ClassificationDataModule.__init__(self, **vars(loading))  # not by super(), see save_options
         if timesteps < 1:
             raise ValueError(f"timesteps must be at least 1, got {timesteps!r}")
         if slice_by not in ("time", "events"):
@@ -94,8 +93,7 @@ class EventDataModule(ClassificationDataModule):
             **vars(augmentation),
             **vars(loading),
         }
-        self.save_hyperparameters()  # those of a subclass
-        self.save_hyperparameters(self.options)
+        save_options(self, self.options)
         self.size = (size or height, size or width)
         self.preprocessing = InputSpec(
             input_size=(polarities, *self.size),

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from .._options import options_of, takes
+from .._options import options_of, save_options, takes
 from .._seeding import run_seed
 from ..files.input_spec import InputSpec
 from .base import ClassificationDataModule
@@ -75,8 +75,7 @@ class ImageDataModule(ClassificationDataModule):
         form = ImageForm(**options_of(ImageForm, options))
         augmentation = ImageAugmentation(**options_of(ImageAugmentation, options))
         loading = Loading(**options)
-        # not by super(), which save_hyperparameters takes for a sign that every option is a local variable
-        ClassificationDataModule.__init__(self, **vars(loading))
+        ClassificationDataModule.__init__(self, **vars(loading))  # not by super(), see save_options
         self.source = find_source(dataset, root)
         given = {"train": splits.train_split, "val": splits.val_split, "test": splits.test_split}
         if self.source.has_fixed_splits and any(given.values()):
@@ -94,9 +93,7 @@ class ImageDataModule(ClassificationDataModule):
             **vars(loading),
         }
         # Lightning logs these next to the module's own and refuses a num_classes that differs from the module's
-        left_out = ["num_classes"] if num_classes is None else []
-        self.save_hyperparameters(ignore=left_out)  # those of a subclass
-        self.save_hyperparameters({name: value for name, value in self.options.items() if name not in left_out})
+        save_options(self, self.options, leave_out=["num_classes"] if num_classes is None else [])
         self.splits: dict[str, Any] = {role: given[role] or name for role, name in self.source.splits.items()}
         self.preprocessing = {}
         if self.source.num_classes is not None:

@@ -82,21 +82,13 @@ def _count_classes(network: SpikingNetwork) -> int:
 def _config_of(network: SpikingNetwork) -> NetworkConfig:
     """What can be read off a network that :func:`lightning_tspike.ternarize` made; its first neurons speak for all."""
     neuron = next(iter(network.neurons().values()))
-    raw = neuron.raw_amplitude
     return NetworkConfig(
         _name(network.model),
         num_classes=_count_classes(network),
         in_chans=network.input_size[0],
         timesteps=network.timesteps,
         neuron=_kind(neuron),
-        amplitude="fixed" if raw is None else "layer" if raw.numel() == 1 else "channel",
-        decay=float(neuron.decay),
-        threshold=float(neuron.firing_threshold.detach().flatten()[0]),
-        learn_decay=neuron.raw_decay is not None,
-        learn_threshold=isinstance(neuron.threshold, nn.Parameter),
-        reset=neuron.reset,
-        detach_reset=neuron.detach_reset,
-        surrogate=neuron.surrogate,
+        **vars(neuron.options),
     )
 
 

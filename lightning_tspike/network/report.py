@@ -70,7 +70,7 @@ class NetworkReport:
                 NeuronInfo(
                     name=layer.name,
                     kind=type(neuron).__name__,
-                    amplitude="fixed" if raw is None else "layer" if raw.numel() == 1 else "channel",
+                    amplitude=neuron.amplitude_kind,
                     effect="cancelled" if neuron in cancelled else "live",
                     group=group_numbers(classes)[neuron],
                     shares_amplitude_with=None if owner == layer.name else owner,

@@ -21,7 +21,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from .._batches import images_of, targets_of
-from .._options import options_of, takes
+from .._options import options_of, save_options, takes
 from .._seeding import epoch_seed, epoch_to_come, run_seed
 from ..conversion.ann import load_ann
 from ..conversion.calibration import copy_weights
@@ -97,18 +97,15 @@ class TernarySNNModule(L.LightningModule):
         compile: bool = False,
         **options: Any,
     ) -> None:
-        # not by super(), which save_hyperparameters takes for a sign that every option is a local variable
-        L.LightningModule.__init__(self)
+        L.LightningModule.__init__(self)  # not by super(), see save_options
         self.objective = Objective(**options_of(Objective, options))
         optimizer = OptimizerOptions(**options_of(OptimizerOptions, options))
         _check_together(self.objective, calibration_images, memory, compile)
         shape = {"num_classes": num_classes, "timesteps": timesteps, "in_chans": in_chans, **options}
         self.network = _build(backbone, shape, pretrained)
         config: Any = self.network.config
-        self.save_hyperparameters()  # those of a subclass; a network is no hyperparameter, files hold no code
-        for name in [name for name, value in self.hparams.items() if isinstance(value, nn.Module)]:
-            del self.hparams[name]
-        self.save_hyperparameters(
+        save_options(
+            self,
             {
                 **asdict(config),
                 **asdict(optimizer),
@@ -117,7 +114,7 @@ class TernarySNNModule(L.LightningModule):
                 "calibration_images": calibration_images,
                 "memory": memory,
                 "compile": compile,
-            }
+            },
         )
         num_classes = config.num_classes
         self.network.memory = memory
