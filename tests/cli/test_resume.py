@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,14 @@ def check_stopped(folder: Path, words: list[str], printed: str) -> None:
         saved, folded = (zoo.load(run / f"{name}{end}") for end in (".ckpt", ".folded"))
         x = torch.rand(8, 1, 8, 8)
         torch.testing.assert_close(folded(x), saved(x))
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C interrupts, also where the tests were started in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 WORDS = ["fit", "--config", "digits", *SMALL, "--trainer.max_epochs=1000"]
