@@ -3,6 +3,7 @@ from . import callbacks as callbacks
 from . import conversion as conversion
 from . import data as data
 from . import functional as functional
+from . import inference as inference
 from . import kernels as kernels
 from . import models as models
 from . import neurons as neurons
@@ -28,6 +29,7 @@ __all__ = [
     "data",
     "fold",
     "functional",
+    "inference",
     "kernels",
     "models",
     "neurons",
