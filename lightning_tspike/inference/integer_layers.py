@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..files.weights import to_int8
 from ..kernels import integer as kernels
+from ..kernels import sparse
 from ..neurons import SpikingNeuron
 from .pools import PoolOptions
 
@@ -90,20 +91,42 @@ class IntegerConv(IntegerWeighted):
         padding: Rows above and below, columns to the left and right, of zeros.
         zero_point: The byte that is 0.
         size: Height and width of an example, which decide how weights are arranged.
+
+    Attributes:
+        is_sparse: Whether it runs on the kernel that skips silence (:mod:`lightning_tspike.kernels.sparse`), with the
+            same result; :meth:`become_sparse`.
+        can_be_sparse: Whether there is one for it.
     """
 
     def __init__(self, weight: Tensor, conv: nn.Conv2d, padding: _Pair, zero_point: int, size: Sequence[int]) -> None:
         self._shape = list(conv.stride), list(padding), list(conv.dilation), conv.groups
         self._kernel = list(conv.kernel_size)
         self._example = [1, conv.in_channels, *size]
+        self.can_be_sparse = sparse.takes(conv)
+        self.is_sparse = False
         super().__init__(weight, conv.bias, zero_point)
 
+    def become_sparse(self) -> None:
+        """Run on the kernel that skips silence from now on."""
+        weights = self._unpack()
+        self.is_sparse = True
+        self.packed = self._pack(weights)
+
     def forward(self, x: Tensor) -> Tensor:
-        run = _conv_operator if torch.compiler.is_compiling() else _conv
+        run: Any
+        if torch.compiler.is_compiling():
+            run = _sparse_operator if self.is_sparse else _conv_operator
+        else:
+            run = _sparse if self.is_sparse else _conv
         return run(x, self.packed, self.scale, self._zeros, self.bias, self.zero_point, *self._shape, self._kernel)
 
     def _pack(self, rounded: Tensor) -> Tensor:
+        if self.is_sparse:
+            return sparse.pack(rounded)
         return torch.ops.onednn.qconv_prepack(rounded, self.scale, 1.0, self.zero_point, *self._shape, self._example)
+
+    def _unpack(self) -> Tensor:
+        return sparse.unpack(self.packed) if self.is_sparse else super()._unpack()
 
 
 class IntegerLinear(IntegerWeighted):
@@ -158,6 +181,14 @@ def _conv(
     )  # fmt: skip
 
 
+def _sparse(
+    x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor, zero_point: int, stride: list[int],
+    padding: list[int], dilation: list[int], groups: int, kernel: list[int],
+) -> Tensor:  # fmt: skip
+    stride_pair, padding_pair = (stride[0], stride[1]), (padding[0], padding[1])
+    return sparse.convolution(x, packed, scale, bias, zero_point, stride_pair, padding_pair)
+
+
 def _linear(
     x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor, zero_point: int, x_scale: float
 ) -> Tensor:
@@ -168,10 +199,12 @@ def _linear(
 
 # torch.compile has rules of its own for oneDNN's layers, which take no weights from modules: it gets them in our name
 _conv_operator = torch.library.custom_op("lightning_tspike::integer_conv", _conv, mutates_args=())
+_sparse_operator = torch.library.custom_op("lightning_tspike::sparse_conv", _sparse, mutates_args=())
 _linear_operator = torch.library.custom_op("lightning_tspike::integer_linear", _linear, mutates_args=())
 
 
 @_conv_operator.register_fake
+@_sparse_operator.register_fake
 def _(
     x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor, zero_point: int, stride: list[int],
     padding: list[int], dilation: list[int], groups: int, kernel: list[int],

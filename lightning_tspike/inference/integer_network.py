@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..graph.tracing import copy_of
 from ..kernels import integer as kernels
 from ..network.spiking_network import SpikingNetwork
 from .integer_layers import IntegerNeuron, IntegerWeighted
+from .kernel_choice import choose_kernels
 from .lowering import LoweringError, lower
 
 __all__ = ["IntegerNetwork", "IntegerReport", "integer", "why_not"]
@@ -35,11 +36,16 @@ class IntegerReport:
             None if it runs on bytes and int8 weights, else why it stays in float32.
         weight_bytes: Memory of all weights, biases and scales.
         float_weight_bytes: The same of the network that it was made from, in float32.
+        active: Share of four neighbouring input channels that were not all silent on the example, of convolutions that
+            could skip silence.
+        sparse: Those that do.
     """
 
     layers: dict[str, str | None]
     weight_bytes: int
     float_weight_bytes: int
+    active: dict[str, float] = field(default_factory=dict)
+    sparse: tuple[str, ...] = ()
 
     @property
     def kept(self) -> dict[str, str]:
@@ -48,9 +54,11 @@ class IntegerReport:
 
     def details(self) -> str:
         """A table of all layers, and the summary below."""
-        table = new_table("layer", "runs on", "why")
+        table = new_table("layer", "runs on", "why", "active fours", "skips silence")
         for name, why in self.layers.items():
-            table.add_row(name, "integers" if why is None else "float32", why or "")
+            active = f"{self.active[name]:.2f}" if name in self.active else ""
+            skips = "yes" if name in self.sparse else "no" if active else ""
+            table.add_row(name, "integers" if why is None else "float32", why or "", active, skips)
         return f"{table_text(table)}{self}"
 
     def __str__(self) -> str:
@@ -58,6 +66,7 @@ class IntegerReport:
         kept = "; ".join(f"{name} ({why})" for name, why in self.kept.items())
         return (
             f"{count} of {len(self.layers)} operations on integers"
+            + (f", {len(self.sparse)} of them skip silence" if self.active else "")
             + (f"; in float32: {kept}" if kept else "")
             + f"; weights {self.weight_bytes:,} bytes, {self.weight_bytes / max(1, self.float_weight_bytes):.0%} of "
             f"float32's {self.float_weight_bytes:,}"
@@ -121,7 +130,7 @@ class _Recorder(fx.Interpreter):
         return value
 
 
-def integer(network: SpikingNetwork) -> SpikingNetwork:
+def integer(network: SpikingNetwork, example: Tensor | None = None) -> SpikingNetwork:
     """Make a network run on integers: spikes as bytes, int8 weights, sums in 32 bits.
 
     Weights are rounded to int8 for each output channel, by the rule of files with int8 weights, and nothing else is
@@ -131,6 +140,8 @@ def integer(network: SpikingNetwork) -> SpikingNetwork:
     Args:
         network: A folded network on the CPU in float32; one that is not folded as well, whose amplitudes then become
             part of the weights where that is possible. It is left as it is.
+        example: Images [B, C, H, W] or frames [B, T, C, H, W] as the network will see. Convolutions whose input fires
+            seldom on them skip silence; results are the same. By default none does.
 
     Returns:
         An :class:`IntegerNetwork`, called in the same way; ``runtime`` says what runs on integers. Where this machine
@@ -158,6 +169,10 @@ def integer(network: SpikingNetwork) -> SpikingNetwork:
     report = IntegerReport(layers, _bytes(model), sum(4 * p.numel() for p in network.model.parameters()))
     made = IntegerNetwork(model, copied, report).eval()
     made._per_image = _try_out(made)
+    if example is not None:
+        active = choose_kernels(made, example)
+        skipping = tuple(name for name in active if getattr(made.model.get_submodule(name), "is_sparse", False))
+        made.runtime = replace(report, active=active, sparse=skipping)
     return made
 
 

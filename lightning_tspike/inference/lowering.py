@@ -142,7 +142,8 @@ class _Lowering:
                 continue
             self.why = "no integer form"
             form = self._lower(node) if isinstance(node.meta["value"], (Tensor, tuple, list)) else None
-            if self._is_reported(node):
+            is_passed_on = any(form is self.forms.get(n) for n in node.all_input_nodes)
+            if self._is_reported(node) and not is_passed_on:
                 self.report[_name(node)] = None if form is not None else self.why
             if form is None:
                 form = Real(self._copy(node))

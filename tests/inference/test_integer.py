@@ -22,6 +22,7 @@ from lightning_tspike.graph.tracing import TraceError
 from lightning_tspike.inference import integer as make_integer
 from lightning_tspike.inference.integer_network import IntegerNetwork, why_not
 from lightning_tspike.inference.lowering import LoweringError
+from lightning_tspike.kernels import sparse
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork
 from lightning_tspike.network.stepping import StepNetwork
@@ -55,6 +56,8 @@ def exact(network: SpikingNetwork) -> SpikingNetwork:
                 module.weight.copy_(whole * 2.0 ** -round(torch.tensor(60 * fan_in**0.5).log2().item()))
                 if module.bias is not None:
                     module.bias.copy_(choice([-0.25, 0, 0.125], module.bias))
+            if isinstance(module, nn.AvgPool2d) and module.kernel_size == 3:
+                module.divisor_override = 8
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eps = 0.0
                 assert module.running_mean is not None
@@ -106,8 +109,18 @@ def test_own_backbones(backbone: str) -> None:
     assert len(floats) <= 1 or backbone.startswith("tspike_ms"), f"only the first layer: {fast.runtime}"
 
 
+LARGE = ["vgg11_bn", "densenet121", "regnety_002"]
+
+
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnet50d", "resnext50_32x4d", "vgg11_bn", "densenet121", "regnetx_002", "regnety_002"]
+    "name",
+    [
+        "resnet18",
+        "resnet50d",
+        "resnext50_32x4d",
+        "regnetx_002",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in LARGE),
+    ],
 )
 @pytest.mark.parametrize("amplitude", ["layer", "channel"])
 def test_timms_families(name: str, amplitude: str) -> None:
@@ -194,6 +207,27 @@ def test_torch_compile_takes_it_in_one_piece() -> None:
     compiled = copy.deepcopy(fast)
     compiled.model.compile(fullgraph=True)
     torch.testing.assert_close(compiled(x), fast(x))
+
+
+@pytest.mark.skipif(not sparse.is_available(), reason="needs AVX512_VNNI and a C++ compiler")
+def test_layers_that_read_little_skip_silence() -> None:
+    quiet, busy = (
+        exact(lt.ternarize(timm.create_model("resnet18", num_classes=10), timesteps=2, threshold=threshold))
+        for threshold in (1.0, 0.25)
+    )
+    x = whole_images(2, 3, 64, 64)
+    for network, skips in ((quiet, True), (busy, False)):
+        network.input_size = (3, 64, 64)
+        dense, chosen = integer(network), make_integer(network, x)
+        assert isinstance(chosen, IntegerNetwork)
+        report = chosen.runtime
+        assert len(report.active) == 19, "all but the first convolution"
+        assert bool(report.sparse) == skips, report.active
+        assert torch.equal(dense(x), chosen(x))
+        assert ("yes" in report.details()) == skips
+        assert "of them skip silence" in str(report)
+    again = copy.deepcopy(make_integer(quiet, x))
+    assert torch.equal(again(x), integer(quiet)(x))
 
 
 def test_averages_of_large_maps_are_right() -> None:
