@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -275,6 +276,8 @@ def step(
     fire = _Fire.bind(surrogate, is_ternary)
     x = _as_floats(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
+    if not (torch.compiler.is_compiling() or torch.is_grad_enabled()) and is_plain(x):
+        fire = partial(fired, is_ternary=is_ternary)  # of small layers, autograd's way there takes most of the time
     _check(x, 1, reset)
     _check_numbers(decay, threshold, dtype)
     if not isinstance(amplitude, Tensor):
@@ -286,7 +289,9 @@ def step(
     u = x.to(dtype) + memory  # in this order, for the result to lie in memory as x does
     s = fire(u, theta)
     memory = _left_of(u, s, theta, memory, decay, reset, detach_reset, complement)
-    return (s * per_channel(_as_tensor(amplitude, x, dtype), x)).to(x.dtype), memory
+    if isinstance(amplitude, Tensor) or amplitude != 1:
+        s = s * per_channel(_as_tensor(amplitude, x, dtype), x)
+    return s.to(x.dtype), memory
 
 
 def _left_of(
