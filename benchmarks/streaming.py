@@ -65,11 +65,16 @@ def _memory(network: lt.SpikingNetwork, shape: tuple[int, ...], frames: int) -> 
     for i in track(range(1, frames + 1), "streaming"):
         stream(torch.rand(1, *shape))
         if i in looks:
-            gc.collect()
-            alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
-            held = sum(tensor.nbytes for tensor in alive)
-            rows.append({"frames": i, "resident, MiB": _resident(), "tensors": len(alive), "their bytes": held})
+            tensors, held = _alive()
+            rows.append({"frames": i, "resident, MiB": _resident(), "tensors": tensors, "their bytes": held})
     return rows
+
+
+def _alive() -> tuple[int, int]:
+    """How many tensors there are, and their bytes."""
+    gc.collect()
+    alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+    return len(alive), sum(tensor.nbytes for tensor in alive)
 
 
 def _resident() -> float | None:
