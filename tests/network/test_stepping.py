@@ -83,21 +83,25 @@ def must_agree(network: SpikingNetwork, step: StepNetwork, frames: Tensor) -> No
 @devices
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "options"), list(itertools.product(NEURONS, NEURON_OPTIONS)))
-def test_every_kind_of_neuron(kind: str, options: dict[str, Any], dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_every_kind_of_neuron(
+    kind: str, options: dict[str, Any], dtype: torch.dtype, memory_format: torch.memory_format, device: str
+) -> None:
     neuron = neuron_of(kind, options).to(device)
     x = (0.7 * torch.randn(T * B, C, 4, 4)).to(device, dtype)
-    memory = torch.zeros(B, C, 4, 4, device=device, dtype=torch.promote_types(dtype, torch.float32))
-    fired, membranes = [], []
-    for current in x.chunk(T):
-        membranes.append(memory + current)
-        spikes, memory = neuron.step(memory, current)
-        fired.append(spikes)
-    assert torch.equal(torch.cat(membranes), neuron.membrane_potential(x))
-    for way in WAYS if device == "cpu" else ["triton", "reference"]:
-        with kernels.use(way):
+    ways = WAYS if device == "cpu" else ["triton", "reference"]
+    for way, has_gradients in [*itertools.product(ways, [False]), ("reference", True)]:
+        memory = torch.zeros(B, C, 4, 4, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        fired, membranes = [], []
+        with kernels.use(way), torch.set_grad_enabled(has_gradients):
+            for current in x.to(memory_format=memory_format).chunk(T):
+                membranes.append(memory + current)
+                spikes, memory = neuron.step(memory, current)
+                fired.append(spikes)
             expected = neuron(x)
         assert fired[0].dtype == expected.dtype == dtype
         assert torch.equal(torch.cat(fired), expected), way
+        assert torch.equal(torch.cat(membranes), neuron.membrane_potential(x)), way
     assert 0 < expected.count_nonzero() < expected.numel()
 
 
