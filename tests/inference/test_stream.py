@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import runpy
 import shutil
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
@@ -15,6 +18,7 @@ from lightning_tspike.network import SpikingNetwork
 
 Build = Callable[..., SpikingNetwork]
 
+ROOT = Path(__file__).resolve().parents[2]
 T, B = 6, 2
 devices = pytest.mark.parametrize(
     "device",
@@ -147,3 +151,37 @@ def test_what_does_not_fit(lively: Build) -> None:
         lt.inference.stream(features)(torch.randn(1, 3, 32, 32))
     with pytest.raises(ValueError, match=r"in train mode.*call \.eval\(\)"):
         lt.inference.stream(network.train())
+
+
+@pytest.fixture(scope="session")
+def recording(shared: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real recording of N-MNIST, of a seven."""
+    name = "NMNIST/Test/7/00001.bin"
+    with zipfile.ZipFile(shared("data/nmnist_small.zip")) as archive:
+        return Path(archive.extract(name, tmp_path_factory.mktemp("events")))
+
+
+def test_live_stream_of_a_recording(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The example sees the frames that the entry was tested on, decides as it does, and says so after each of them."""
+    io = pytest.importorskip("tonic.io")
+    example = runpy.run_path(str(ROOT / "docs/examples/live_stream.py"))
+    events = io.read_mnist_file(str(recording), dtype=pytest.importorskip("tonic.datasets").NMNIST.dtype)
+    frames = lt.zoo.transforms("tspike-nmnist")(events)
+    window = int(events["t"][-1] - events["t"][0]) // len(frames)
+    assert torch.equal(torch.cat(list(example["frames_of"](events, (34, 34, 2), window))), frames)
+
+    assert example["main"]([str(recording)]) == 7
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(frames)
+    network = lt.zoo.load("tspike-nmnist")
+    for t, line in enumerate(lines[1:], 1):
+        probabilities = network(frames[None, :t]).softmax(1)[0]
+        assert f"{int(frames[t - 1].sum())} events" in line
+        assert f"{network.pretrained_cfg['label_names'][probabilities.argmax()]} ({probabilities.max():.0%})" in line
+
+    assert example["main"]([str(recording), "--frame-ms", "30"]) in range(10)
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 10
+    for words in (["nowhere.bin"], [str(recording), "--frame-ms", "0"], [str(recording), "--network", "tspike-digits"]):
+        with pytest.raises(SystemExit):
+            example["main"](words)
+    assert "tspike-digits is not for frames of equal duration" in capsys.readouterr().err
