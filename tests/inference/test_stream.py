@@ -14,16 +14,14 @@ import timm
 import torch
 
 import lightning_tspike as lt
+from lightning_tspike.inference.integer_network import why_not
 from lightning_tspike.network import SpikingNetwork
 
 Build = Callable[..., SpikingNetwork]
 
 ROOT = Path(__file__).resolve().parents[2]
 T, B = 6, 2
-devices = pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
-)
+devices = pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 
 
 @devices
@@ -112,6 +110,15 @@ def test_the_pure_function() -> None:
         torch.testing.assert_close(stream(frames[:, t]), total.detach() / (t + 1))
     bigger = lt.inference.step(network, torch.rand(1, 1, 16, 16))
     assert bigger.frame_shape == (1, 16, 16)
+
+
+def test_on_integers() -> None:
+    if (missing := why_not()) is not None:
+        pytest.skip(f"the integer runtime needs {missing}")
+    network = lt.inference.integer(lt.zoo.load("tspike-digits"))
+    stream, frames = lt.inference.stream(network, batch_size=B), torch.rand(B, T, 1, 8, 8)
+    for t in range(T):
+        torch.testing.assert_close(stream(frames[:, t]), network(frames[:, : t + 1]))
 
 
 @pytest.mark.slow

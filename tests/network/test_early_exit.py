@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 import lightning_tspike as lt
 from lightning_tspike._observe import observing
+from lightning_tspike.inference.integer_network import why_not
 from lightning_tspike.network import Decision, SpikingNetwork
 
 Build = Callable[..., SpikingNetwork]
 
 T, B = 4, 12
 IMAGES = ["tspike-digits", "tspike-fashion-mnist", "tspike-cifar10"]
-devices = pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
-)
+devices = pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 
 
 def images_for(network: SpikingNetwork, *leading: int, device: str = "cpu") -> Tensor:
@@ -46,7 +44,7 @@ def expected(logits: Tensor, confidence: float) -> Decision:
 def must_agree(got: Decision, want: Decision) -> None:
     assert torch.equal(got.classes, want.classes)
     assert torch.equal(got.steps, want.steps)
-    torch.testing.assert_close(got.confidence.double(), want.confidence, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got.confidence.double(), want.confidence.double(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("entry", IMAGES)
@@ -139,6 +137,15 @@ def test_digits_in_fewer_time_steps() -> None:
     assert (decision.classes == labels).float().mean() > 0.98
     assert decision.steps.float().mean() < 1.5
     assert decision.confidence.min() >= 0.9 or decision.steps[decision.confidence < 0.9].eq(4).all()
+
+
+def test_on_integers() -> None:
+    if (missing := why_not()) is not None:
+        pytest.skip(f"the integer runtime needs {missing}")
+    network, (images, labels) = lt.inference.integer(lt.zoo.load("tspike-digits")), digits()
+    decision = network.classify(images, 0.95)
+    must_agree(decision, expected(network(images, per_step=True), 0.95))
+    assert (decision.classes == labels).float().mean() > 0.98
 
 
 @pytest.mark.parametrize("change", ["weights", "layer", "size", "dtype", "copy", "pickle"])

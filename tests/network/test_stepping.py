@@ -31,10 +31,7 @@ NEURON_OPTIONS: list[dict[str, Any]] = [
 ]
 WAYS = ["reference", "native", "loops"]  # in which all time steps at once run on a CPU
 SLOW = ["tspike_resnet19", "tspike_resnet20_cifar", "resnet18", "vgg11_bn", "densenet121", "regnetx_002", "dla34"]
-devices = pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
-)
+devices = pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 
 
 def neuron_of(kind: str, options: dict[str, Any]) -> SpikingNeuron:
