@@ -4,7 +4,8 @@
 
 One stream of an entry of the zoo runs on random frames; along the way the process's resident memory (Linux), the
 number of tensors that are alive and their bytes are recorded. Then, in turns, the time of a frame: of a stream, of one
-with a compiled step, and of the network on T frames at once, divided by T. Results: streaming.json and .md.
+with a compiled step, and of the network on T frames at once, divided by T. Last, for every trained entry, how many
+spikes differ between streams and all frames at once, in float32. Results: streaming.json and .md.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from typing import Any
 
 import torch
 from rich.progress import track
+from torch import Tensor
 
 import lightning_tspike as lt
+from lightning_tspike._observe import observing
 
 from .measuring import RESULTS, command, in_turn, listing, machine, ratio, table, write
 
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     shape = lt.inference.step(network).frame_shape
     memory = _memory(network, shape, options.frames)
     times = _times(network, shape, options.rounds, compile=not options.no_compile)
+    spikes = [_differences(entry, streams) for entry in lt.zoo.list(status="trained") for streams in (1, 8)]
     results = {
         "command": command("streaming", arguments),
         "machine": machine("cpu"),
@@ -47,10 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "T": network.timesteps,
         "memory": memory,
         "a frame": times,
+        "spikes": spikes,
     }
     markdown = (
         f"# Streaming {options.entry}\n\n`{results['command']}`, frames {list(shape)}\n\n"
-        f"{listing(results['machine'])}\n\n## Memory\n\n{table(memory)}\n## Time of a frame\n\n{table(times)}"
+        f"{listing(results['machine'])}\n\n## Memory\n\n{table(memory)}\n## Time of a frame\n\n{table(times)}\n"
+        f"## Beside all frames at once, in float32\n\n{table(spikes)}"
     )
     write(options.output, "streaming", results, markdown)
     print(markdown)
@@ -98,6 +104,33 @@ def _times(network: lt.SpikingNetwork, shape: tuple[int, ...], rounds: int, *, c
         {"way": way, "ms": 1e3 * statistics.median(values) / network.timesteps, "ratio": ratio(values, base)}
         for way, values in times.items()
     ]
+
+
+@torch.no_grad()
+def _differences(entry: str, streams: int, timesteps: int = 8) -> dict[str, Any]:
+    """Spikes and logits of streams of random frames beside those of all frames at once."""
+    network = lt.zoo.load(entry)
+    step = lt.inference.step(network)
+    frames = torch.randn(streams, timesteps, *step.frame_shape)
+    at_once: dict[str, Tensor] = {}
+    stepwise: dict[str, list[Tensor]] = {}
+    with observing(network.neurons(), lambda name, _neuron, _x, spikes: at_once.update({name: spikes})):
+        expected = network(frames, per_step=True)
+    layers = {name: step.layers.get_submodule(name) for name in at_once}
+    with observing(layers, lambda name, _layer, _memory, out: stepwise.setdefault(name, []).append(out[0])):
+        state, logits = step.initial_state(streams), []
+        for frame in frames.unbind(1):
+            now, state = step(frame, state)
+            logits.append(now)
+    return {
+        "entry": entry,
+        "streams": streams,
+        "frames": timesteps,
+        "spikes": sum(spikes.numel() for spikes in at_once.values()),
+        "that differ": sum(int((torch.cat(stepwise[name]) != spikes).sum()) for name, spikes in at_once.items()),
+        "largest logit": expected.abs().max().item(),
+        "largest difference of logits": (torch.stack(logits) - expected).abs().max().item(),
+    }
 
 
 if __name__ == "__main__":
