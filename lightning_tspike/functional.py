@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -281,12 +282,18 @@ def step(
         _check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
     if memory.shape != x.shape:
         raise ValueError(f"the memory has shape {tuple(memory.shape)}, but the input current {tuple(x.shape)}")
-    theta = per_channel(_as_tensor(threshold, x, dtype), x)
+    amplitude, theta = _as_tensor(amplitude, x, dtype), _as_tensor(threshold, x, dtype)
     decay = _as_tensor(decay, x, dtype) if isinstance(decay, Tensor) else decay
+    if not (torch.compiler.is_compiling() or torch.is_grad_enabled()) and is_plain(x):
+        neuron = Neuron(1, reset, detach_reset, surrogate, is_ternary, static_input=False)
+        if complement is None and (fused := kernels.step(x, memory, amplitude, theta, decay, neuron)) is not None:
+            return fused
+        fire = partial(fired, is_ternary=is_ternary)  # of a small layer, autograd's way there takes most of the time
+    theta = per_channel(theta, x)
     u = x.to(dtype) + memory  # in this order, for the result to lie in memory as x does
     s = fire(u, theta)
     memory = _left_of(u, s, theta, memory, decay, reset, detach_reset, complement)
-    return (s * per_channel(_as_tensor(amplitude, x, dtype), x)).to(x.dtype), memory
+    return (s * per_channel(amplitude, x)).to(x.dtype), memory
 
 
 def _left_of(

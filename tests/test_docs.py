@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/fold.md", "docs/speed.md", "docs/training.md", "docs/watching.md", "docs/zoo.md"]
+    "page",
+    ["docs/fold.md", "docs/inference.md", "docs/speed.md", "docs/training.md", "docs/watching.md", "docs/zoo.md"],
 )
 def test_python_blocks_run(page: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import operator
+from .._plain import is_plain
+from . import native, operator
 from .dispatch import NAMES, can_compile, choose, implementation, use
 from .layout import Neuron, is_dense, per_channel
 
-__all__ = ["NAMES", "Neuron", "can_compile", "choose", "is_dense", "per_channel", "run", "use"]
+__all__ = ["NAMES", "Neuron", "can_compile", "choose", "is_dense", "per_channel", "run", "step", "use"]
 
 
 def run(name: str, x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor | float, neuron: Neuron) -> Tensor:
@@ -47,6 +48,27 @@ def run(name: str, x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tenso
         decay = decay if isinstance(decay, Tensor) else threshold.new_full((), decay)
         return operator.neuron(x, amplitude, threshold, decay, neuron.timesteps, neuron.kind)
     return _Fused.apply(x, amplitude, threshold, decay, neuron, name)
+
+
+def step(
+    x: Tensor, memory: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor | float, neuron: Neuron
+) -> tuple[Tensor, Tensor] | None:
+    """Run a layer of neurons for one time step, without gradients, where there is a kernel for that.
+
+    Args:
+        x: Current, [B, ...].
+        memory: What is left of the past, [B, ...].
+        amplitude: As in :func:`run`.
+        threshold: As in :func:`run`.
+        decay: As in :func:`run`.
+        neuron: Everything else; its T is 1.
+
+    Returns:
+        Spikes a * s, in the dtype of ``x``, and the memory for the next step; None where there is no kernel.
+    """
+    if choose(x, neuron) != "native" or not is_plain(memory):
+        return None
+    return native.step(x, memory, amplitude, threshold, decay, neuron)
 
 
 class _Fused(torch.autograd.Function):

@@ -118,6 +118,34 @@ static void forward(const Neuron& n, const real* x, const real* amplitude, const
         });
 }
 
+// One time step alone: what is left of the past comes in, and what is left of it now goes out.
+template <bool by_column>
+static inline __attribute__((always_inline)) void step_block(const Neuron& n, const Values& v, int64_t channel,
+                                                             int64_t width, const real* x, const real* past,
+                                                             real* out, real* left) {
+    const real *a = &v.a[channel], *theta = &v.theta[channel], *lower = &v.lower[channel];
+    const real decay = real(n.decay);
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) {
+        const int64_t c = by_column ? i : 0;
+        const real u = past[i] + x[i], s = fired(u, theta[c], lower[c]);
+        out[i] = s * a[c];
+        left[i] = decay * after_reset(u, s, theta[c]);
+    }
+}
+
+template <bool by_column>
+static void step(const Neuron& n, const real* x, const real* past, const real* amplitude, const real* threshold,
+                 real* out, real* left) {
+    const Values v(n, amplitude, threshold);
+#pragma omp parallel for schedule(static) if (n.tiles() > 1)
+    for (int64_t tile = 0; tile < n.tiles(); ++tile)
+        each_block(n, tile, [&](int64_t row, int64_t channel, int64_t column, int64_t length) {
+            const int64_t at = row * n.columns + column;
+            FULL_OR_NOT((step_block<by_column>(n, v, channel, width, x + at, past + at, out + at, left + at)))
+        });
+}
+
 // One time step of one block on the way back. next: dL/du of the step after, overwritten by this step's, as is to.
 template <bool by_column, bool all, bool last>
 static inline __attribute__((always_inline)) void step_back(const Values& v, int64_t channel, real decay,
@@ -213,6 +241,11 @@ static void backward(const Neuron& n, const real* x, const real* amplitude, cons
 extern "C" void neuron_forward(const Neuron* n, const real* x, const real* amplitude, const real* threshold,
                                real* out) {
     (n->by_column ? forward<true> : forward<false>)(*n, x, amplitude, threshold, out);
+}
+
+extern "C" void neuron_step(const Neuron* n, const real* x, const real* past, const real* amplitude,
+                            const real* threshold, real* out, real* left) {
+    (n->by_column ? step<true> : step<false>)(*n, x, past, amplitude, threshold, out, left);
 }
 
 extern "C" void neuron_backward(const Neuron* n, const real* x, const real* amplitude, const real* threshold,

@@ -20,7 +20,7 @@ from torch import Tensor
 from .compiled import compiler, load
 from .layout import Layout, Neuron, dense, dense_like
 
-__all__ = ["backward", "compiled", "forward", "library"]
+__all__ = ["backward", "compiled", "forward", "library", "step"]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = (
@@ -60,6 +60,19 @@ def forward(x: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor | flo
     _, struct = _describe(x, amplitude, threshold, decay, neuron)
     library(neuron, x.dtype).neuron_forward(ctypes.byref(struct), *_pointers(x, amplitude, threshold, out))
     return out.to(given.dtype)
+
+
+def step(
+    x: Tensor, memory: Tensor, amplitude: Tensor, threshold: Tensor, decay: Tensor | float, neuron: Neuron
+) -> tuple[Tensor, Tensor]:
+    """Spikes and memory of one time step, both [B, ...]; see :func:`lightning_tspike.kernels.step`."""
+    given, x = x, dense(x.to(threshold.dtype))
+    memory = dense_like(memory.to(x.dtype), x)
+    out, left = neuron.empty_output(x), torch.empty_like(memory)
+    x, amplitude, threshold = _few_places(x, amplitude, threshold)
+    _, struct = _describe(x, amplitude, threshold, decay, neuron)
+    library(neuron, x.dtype).neuron_step(ctypes.byref(struct), *_pointers(x, memory, amplitude, threshold, out, left))
+    return out.to(given.dtype), left
 
 
 def backward(

@@ -17,6 +17,7 @@ from ..graph.tracing import trace
 from ..memory import MemoryMode, keeping, set_up
 from ..neurons import SpikingNeuron, check_timesteps
 from .config import NetworkConfig
+from .early_exit import Decision, classify
 from .features import are_maps, over_time
 from .report import NetworkReport
 from .rewrites import Rewrites
@@ -181,6 +182,27 @@ class SpikingNetwork(nn.Module):
             output = logits_of(output)
         call.keep_while_differentiable(output)
         return over_time(output, call.timesteps, len(x), per_step=per_step)
+
+    def classify(self, x: Tensor, confidence: float = 0.9, *, timesteps: int | None = None) -> Decision:
+        """Classify images or frames, each of them for no more time steps than it takes to be sure.
+
+        After every time step the softmax of the logits' mean so far says how probable the best class is. Images for
+        which that reaches ``confidence`` are decided and leave the batch.
+
+        Args:
+            x: As for ``forward``.
+            confidence: A probability in [0, 1]; 1 runs all time steps for all but the clearest images.
+            timesteps: The most time steps, for images; default is T of the network. Frames have one each.
+
+        Returns:
+            Class, its probability and the number of time steps, by image. No gradients are recorded.
+
+        Raises:
+            TraceError: The network cannot be run a time step at a time.
+            ValueError: ``confidence`` is no probability, the network is in train mode or gives no logits of several
+                classes, or as for ``forward``.
+        """
+        return classify(self, x, confidence, timesteps)
 
     def forward_intermediates(self, x: Tensor, indices: Any = None, *, per_step: bool = False, **options: Any) -> Any:
         """Feature maps of several levels; which there are says ``network.model.feature_info``.

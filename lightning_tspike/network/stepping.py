@@ -6,21 +6,35 @@ import operator
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 
 from .._batches import logits_of
+from .._calls import Call
 from ..graph.tracing import TraceError
 from .features import are_maps
-from .spiking_network import SpikingNetwork
 
-__all__ = ["State", "StepNetwork"]
+__all__ = ["State", "StepNetwork", "Traceable"]
 
 State: TypeAlias = dict[str, Tensor]
 """The memories of all neurons, by the place where they are called: a neuron's name in the model; where the model calls
 one a second and a third time, ``"name:2"``, ``"name:3"``."""
+
+
+class Traceable(Protocol):
+    """What must be known of a :class:`lightning_tspike.SpikingNetwork` here."""
+
+    model: nn.Module
+    input_size: tuple[int, ...]
+    training: bool
+
+    def call(self, x: Tensor, timesteps: int | None = None) -> Call:
+        """The call for an input; raises where it is not for the network."""
+
+    def trace(self, x: Tensor) -> fx.Graph:
+        """The graph of ``model`` for an input, whose nodes have their values as ``meta["value"]``."""
 
 
 _BATCHES = 2, 3
@@ -37,8 +51,8 @@ class StepNetwork(nn.Module):
 
     Args:
         network: In eval mode. Its layers are shared, not copied: new weights of one are those of the other.
-        example: An image or frames for the network, shape [B, C, H, W] or [B, T, C, H, W] (vectors likewise): frames
-            have to be of this size.
+        example: An image or frames for the network, shape [B, C, H, W] or [B, T, C, H, W] (vectors likewise). Only its
+            size matters: frames have to be of that.
 
     Raises:
         TraceError: The network cannot be traced, or counts on the number of images in a batch.
@@ -51,13 +65,13 @@ class StepNetwork(nn.Module):
         layers: The network's layers and the code of one step.
     """
 
-    def __init__(self, network: SpikingNetwork, example: Tensor) -> None:
+    def __init__(self, network: Traceable, example: Tensor) -> None:
         super().__init__()
         if network.training:
             raise ValueError("the network is in train mode, where a frame's logits depend on its batch: call .eval()")
         network.call(example)  # raises where it is not for this network
         self.frame_shape = tuple(example.shape[-len(network.input_size) :])
-        frame = example.reshape(-1, *self.frame_shape)[:1].to(_number_of(network))
+        frame = torch.zeros(1, *self.frame_shape).to(_number_of(network.model))
         self.layers, self.sites = _one_step(network, frame)
 
     def initial_state(self, batch_size: int = 1) -> State:
@@ -134,7 +148,7 @@ def _named(batch: str, shape: tuple[int, ...] | list[int]) -> str:
     return f"[{', '.join([batch, *map(str, shape)])}]"
 
 
-def _one_step(network: SpikingNetwork, frame: Tensor) -> tuple[fx.GraphModule, dict[str, tuple[int, ...]]]:
+def _one_step(network: Traceable, frame: Tensor) -> tuple[fx.GraphModule, dict[str, tuple[int, ...]]]:
     """The network's code for one time step, ``(frame, *memories) -> (output, memories)``, and the memories' sites."""
     model, traced = network.model, _trace_for_any_batch(network, frame)
     graph = fx.Graph()
@@ -236,7 +250,7 @@ class _Rows:
     each: int
 
 
-def _trace_for_any_batch(network: SpikingNetwork, frame: Tensor) -> dict[fx.Node, Any]:
+def _trace_for_any_batch(network: Traceable, frame: Tensor) -> dict[fx.Node, Any]:
     """The nodes of a network that runs one time step, with their arguments: numbers that count frames as `_Rows`.
 
     Raises:

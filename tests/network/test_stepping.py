@@ -31,10 +31,7 @@ NEURON_OPTIONS: list[dict[str, Any]] = [
 ]
 WAYS = ["reference", "native", "loops"]  # in which all time steps at once run on a CPU
 SLOW = ["tspike_resnet19", "tspike_resnet20_cifar", "resnet18", "vgg11_bn", "densenet121", "regnetx_002", "dla34"]
-devices = pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
-)
+devices = pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 
 
 def neuron_of(kind: str, options: dict[str, Any]) -> SpikingNeuron:
@@ -47,12 +44,12 @@ def neuron_of(kind: str, options: dict[str, Any]) -> SpikingNeuron:
     return neuron
 
 
-def run_steps(step: StepNetwork, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits [T, B, K], and by neurons [T, ...] the spikes of all steps."""
-    spikes: dict[str, list[Tensor]] = {}
+def run_steps(step: StepNetwork, frames: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    """Logits [T, B, K], and by neurons the spikes of all steps [T*B, ...], for each place where they are called."""
+    seen: dict[str, list[Tensor]] = {}
 
     def keep(name: str, _layer: Any, _memory: Tensor, output: Any) -> None:
-        spikes.setdefault(name, []).append(output[0])
+        seen.setdefault(name, []).append(output[0])
 
     layers = {name: layer for name, layer in step.layers.named_modules() if hasattr(layer, "neuron")}
     state, logits = step.initial_state(len(frames)), []
@@ -60,12 +57,16 @@ def run_steps(step: StepNetwork, frames: Tensor) -> tuple[Tensor, dict[str, Tens
         for frame in frames.unbind(1):
             now, state = step(frame, state)
             logits.append(now)
-    return torch.stack(logits), {name: torch.cat(parts) for name, parts in spikes.items()}
+    spikes = {}
+    for name, parts in seen.items():
+        places = len(parts) // len(logits)
+        spikes[name] = [torch.cat(parts[place::places]) for place in range(places)]
+    return torch.stack(logits), spikes
 
 
-def run_at_once(network: SpikingNetwork, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    spikes: dict[str, Tensor] = {}
-    with torch.no_grad(), observing(network.neurons(), lambda name, _n, _x, out: spikes.update({name: out})):
+def run_at_once(network: SpikingNetwork, frames: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    spikes: dict[str, list[Tensor]] = {}
+    with torch.no_grad(), observing(network.neurons(), lambda n, _m, _x, out: spikes.setdefault(n, []).append(out)):
         return network(frames, per_step=True), spikes
 
 
@@ -74,30 +75,35 @@ def must_agree(network: SpikingNetwork, step: StepNetwork, frames: Tensor) -> No
     logits, spikes = run_steps(step, frames)
     expected, expected_spikes = run_at_once(network, frames)
     assert spikes.keys() == expected_spikes.keys()
-    for name, fired in expected_spikes.items():
-        assert torch.equal(spikes[name], fired), name
-        assert fired.any(), name
+    for name, places in expected_spikes.items():
+        for got, want in zip(spikes[name], places, strict=True):
+            assert torch.equal(got, want), name
+            assert want.any(), name
     torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
 
 
 @devices
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "options"), list(itertools.product(NEURONS, NEURON_OPTIONS)))
-def test_every_kind_of_neuron(kind: str, options: dict[str, Any], dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_every_kind_of_neuron(
+    kind: str, options: dict[str, Any], dtype: torch.dtype, memory_format: torch.memory_format, device: str
+) -> None:
     neuron = neuron_of(kind, options).to(device)
     x = (0.7 * torch.randn(T * B, C, 4, 4)).to(device, dtype)
-    memory = torch.zeros(B, C, 4, 4, device=device, dtype=torch.promote_types(dtype, torch.float32))
-    fired, membranes = [], []
-    for current in x.chunk(T):
-        membranes.append(memory + current)
-        spikes, memory = neuron.step(memory, current)
-        fired.append(spikes)
-    assert torch.equal(torch.cat(membranes), neuron.membrane_potential(x))
-    for way in WAYS if device == "cpu" else ["triton", "reference"]:
-        with kernels.use(way):
+    ways = WAYS if device == "cpu" else ["triton", "reference"]
+    for way, has_gradients in [*itertools.product(ways, [False]), ("reference", True)]:
+        memory = torch.zeros(B, C, 4, 4, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        fired, membranes = [], []
+        with kernels.use(way), torch.set_grad_enabled(has_gradients):
+            for current in x.to(memory_format=memory_format).chunk(T):
+                membranes.append(memory + current)
+                spikes, memory = neuron.step(memory, current)
+                fired.append(spikes)
             expected = neuron(x)
         assert fired[0].dtype == expected.dtype == dtype
         assert torch.equal(torch.cat(fired), expected), way
+        assert torch.equal(torch.cat(membranes), neuron.membrane_potential(x)), way
     assert 0 < expected.count_nonzero() < expected.numel()
 
 
@@ -175,11 +181,7 @@ def test_each_call_has_a_memory_of_its_own() -> None:
     frames = torch.randn(B, T, 1, 8, 8, dtype=torch.float64)
     step = StepNetwork(network, frames)
     assert step.sites == {"act": (1, 4, 6, 6), "act:2": (1, 6, 4, 4)}
-    state, logits = step.initial_state(B), []
-    for frame in frames.unbind(1):
-        now, state = step(frame, state)
-        logits.append(now)
-    torch.testing.assert_close(torch.stack(logits), network(frames, per_step=True), rtol=1e-12, atol=1e-12)
+    must_agree(network, step, frames)
 
 
 def test_vectors_and_feature_maps(lively: Build) -> None:
