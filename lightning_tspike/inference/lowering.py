@@ -1,15 +1,6 @@
 """From the graph of a spiking network to that of its integer runtime.
 
-Every tensor of the graph gets a form: what stands for it in the new graph.
-
-========== ======================================================= ====================================================
-form       stands for                                              where it comes from
-========== ======================================================= ====================================================
-``Bytes``  gauge * (byte - zero point), of whole numbers           neurons; what moves, adds, pools them
-``Real``   itself, float32                                         layers with weights, and all that has no integer form
-``Total``  sum of scale * form, + shift, not computed yet          additions and batch norms, until someone needs it
-``Mean``   means of maps of bytes, not computed yet                pools over whole maps, until someone needs it
-========== ======================================================= ====================================================
+Every tensor of the graph gets a form, what stands for it in the new graph (table in :mod:`.forms`).
 
 A neuron takes a ``Total`` as it is: it adds up in its own pass over memory. A batch norm behind a layer with int8
 weights becomes part of that layer's scale and bias. A layer that reads bytes takes their gauge into its weights.
@@ -19,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,6 +22,7 @@ from ..graph.layer_rules import layer_of
 from ..graph.operations import NORMS
 from ..graph.rules import Join, Local, Move, Pointwise, Reduce, rule_of
 from ..neurons import BinaryLIF, SpikingNeuron, TernaryIF, TernaryLIF
+from .forms import ONE, ZERO, Bytes, Form, Mean, Real, Total, is_same_number, product
 from .integer_layers import (
     LARGEST_BYTE,
     IntegerConv,
@@ -52,57 +44,6 @@ _NEURONS = (TernaryLIF, TernaryIF, BinaryLIF)
 
 class LoweringError(RuntimeError):
     """The network has no integer form at all; the message says why."""
-
-
-@dataclass(frozen=True)
-class Bytes:
-    """gauge * (byte - zero_point); the whole numbers are from ``low`` to ``high``.
-
-    Attributes:
-        node: The bytes, in the new graph.
-        zero_point: The byte that is 0, at least -low.
-        low: Smallest whole number.
-        high: Largest whole number.
-        gauge: Positive, [] or [C].
-    """
-
-    node: fx.Node
-    zero_point: int
-    low: int
-    high: int
-    gauge: Tensor
-
-
-@dataclass(frozen=True)
-class Real:
-    """A float32 tensor of the new graph, or something that is no tensor."""
-
-    node: fx.Node
-
-
-@dataclass(frozen=True)
-class Total:
-    """Sum of scale * form, + shift.
-
-    Attributes:
-        terms: Forms of the same shape, and their scales: [] or [C].
-        shift: [] or [C].
-    """
-
-    terms: tuple[tuple[Bytes | Real, Tensor], ...]
-    shift: Tensor
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The means of whole maps, [N, C, 1, 1], or [N, C] where ``is_flat``."""
-
-    maps: Bytes
-    is_flat: bool
-
-
-Form = Bytes | Real | Total | Mean
-_ONE, _ZERO = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
 
 
 def lower(graph: fx.Graph, model: nn.Module) -> tuple[fx.GraphModule, dict[str, str | None]]:
@@ -207,7 +148,7 @@ class _Lowering:
         total = self._as_total(x)
         (first, factor), *others = total.terms
         layer = self.weighted.get(first.node)
-        if layer is not None and not others and factor is _ONE and total.shift is _ZERO and len(x.users) == 1:
+        if layer is not None and not others and factor is ONE and total.shift is ZERO and len(x.users) == 1:
             layer.rescale(scale, shift)
             return first
         return Total(tuple((form, factor * scale) for form, factor in total.terms), total.shift * scale + shift)
@@ -249,14 +190,14 @@ class _Lowering:
             return None
         a, b = self.forms[first], self.forms[second]
         is_difference = "sub" in getattr(node.target, "__name__", str(node.target))
-        if isinstance(a, Bytes) and isinstance(b, Bytes) and not is_difference and _is_same_number(a.gauge, b.gauge):
+        if isinstance(a, Bytes) and isinstance(b, Bytes) and not is_difference and is_same_number(a.gauge, b.gauge):
             zero_point, low, high = a.zero_point + b.zero_point, a.low + b.low, a.high + b.high
             if zero_point + high <= LARGEST_BYTE:
                 return Bytes(self.graph.call_function(operator.add, (a.node, b.node)), zero_point, low, high, a.gauge)
         a, b = self._as_total(first), self._as_total(second)
-        sign = -_ONE if is_difference else _ONE
-        seconds = tuple((form, _product(scale, sign)) for form, scale in b.terms)
-        return Total((*a.terms, *seconds), a.shift if b.shift is _ZERO else a.shift + sign * b.shift)
+        sign = -ONE if is_difference else ONE
+        seconds = tuple((form, product(scale, sign)) for form, scale in b.terms)
+        return Total((*a.terms, *seconds), a.shift if b.shift is ZERO else a.shift + sign * b.shift)
 
     def _move(self, node: fx.Node) -> Form | None:
         forms = [self.forms[n] for n in node.all_input_nodes]
@@ -313,7 +254,7 @@ class _Lowering:
             return Bytes(call, size * form.zero_point, size * form.low, size * form.high, form.gauge / divisor)
         pool = IntegerPool(given.window, form.zero_point, 1 / divisor, is_whole=given.ceil_mode)
         call = self._call(_name(node), pool, [form.node])
-        return Total(((Real(call), form.gauge),), _ZERO)
+        return Total(((Real(call), form.gauge),), ZERO)
 
     def _reduce(self, node: fx.Node) -> Form | None:
         x = node.all_input_nodes[0]
@@ -362,7 +303,7 @@ class _Lowering:
 
     def _total(self, total: Total, node: fx.Node) -> fx.Node:
         (form, scale), *others = total.terms
-        if isinstance(form, Real) and not others and scale is _ONE and total.shift is _ZERO:
+        if isinstance(form, Real) and not others and scale is ONE and total.shift is ZERO:
             return form.node
         return self._call(f"{_name(node)}_total", IntegerTotal(*self._sum_of(total, node)[1:]), _nodes(total))
 
@@ -373,8 +314,8 @@ class _Lowering:
             call = self._call(f"{_name(node)}_mean", IntegerPool(None, maps.zero_point, 1.0), [maps.node])
             if form.is_flat:
                 call = self.graph.call_function(torch.flatten, (call, 1))
-            return Total(((Real(call), maps.gauge),), _ZERO)
-        return form if isinstance(form, Total) else Total(((form, _ONE),), _ZERO)
+            return Total(((Real(call), maps.gauge),), ZERO)
+        return form if isinstance(form, Total) else Total(((form, ONE),), ZERO)
 
     def _sum_of(self, total: Total, x: fx.Node) -> tuple[int, list[Tensor | None], list[int], Tensor | None]:
         """Channels, scales, zero points and shift of a sum that stands for ``x``."""
@@ -395,14 +336,6 @@ def _nodes(total: Total) -> list[fx.Node]:
 def _name(node: fx.Node) -> str:
     """Of what a node calls: of a module its own, else that of the operation in the graph."""
     return str(node.target) if node.op == "call_module" else node.name
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    return b if a is _ONE else a if b is _ONE else a * b
-
-
-def _is_same_number(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == b.numel() == 1 and bool(a == b)
 
 
 def _with_gauge(layer: Any, gauge: Tensor) -> Tensor:
