@@ -22,6 +22,8 @@ def facts_of(
     ``architecture``     of the backbone
     ``timesteps``        T: in a file of all time steps that of the file; in one of a single step that of training
     ``computes``         ``"all time steps"`` or ``"one time step"``
+    ``memories``         of a single step: {place of a neuron: shape of its memory for one input}, to start from zeros;
+                         for a batch its first dimension is so many times as long
     ``weights``          ``"float32"`` or ``"int8"``
     ``preprocessing``    ``input_size`` [C, H, W], ``mean``, ``std``; of images also ``color`` (PIL's mode),
                          ``interpolation`` and ``crop_pct``, of recordings ``frames`` (``timesteps``, ``slice_by``,

@@ -104,8 +104,10 @@ def to_onnx(
         part.doc_string = ""
         del part.metadata_props[:]  # of the exporter: among others paths and lines of our source
     del model.graph.value_info[:]
+    symbol = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        batch = value.type.tensor_type.shape.dim[0]
+        batch.dim_param = batch.dim_param.replace(symbol, "batch")
     for key, fact in facts.items():
         model.metadata_props.add(key=key, value=json.dumps(fact))
     return model.SerializeToString()

@@ -20,6 +20,7 @@ from ..network.spiking_network import SpikingNetwork
 from ..network.stepping import State, StepNetwork
 from .agreement import Agreement, ExportError, compare
 from .export_facts import facts_of, input_spec_of
+from .export_nir import load_nir, to_nir
 from .export_onnx import LEAST_OPSET, check_opset, load_onnx, replace_pools, to_onnx
 from .export_pt2 import load_pt2, to_pt2
 from .programs import EXAMPLES, WholeNetwork, program_of
@@ -110,13 +111,19 @@ def export(
     if int8:
         inputs = whole_number_inputs(folded.trace(example[:1]), folded.model)
         rounded = round_layers(expected.model, inputs, as_onnx=False)
-    facts = facts_of(folded, name=name, license=license, weights="int8" if int8 else "float32", is_step=step)
-    module = _module(folded, example, inputs, step=step, as_onnx=format == "onnx")
-    contents, run = _onnx(module, example, facts, opset) if format == "onnx" else _pt2(module, example, facts)
+    per_step = step or format == "nir"
+    facts = facts_of(folded, name=name, license=license, weights="int8" if int8 else "float32", is_step=per_step)
+    if format == "nir":
+        contents, run = _nir(folded, example, facts)
+    else:
+        module = _module(folded, example, inputs, step=step, as_onnx=format == "onnx")
+        if isinstance(module, StepNetwork):
+            facts["memories"] = {site: list(shape) for site, shape in module.sites.items()}
+        contents, run = _onnx(module, example, facts, opset) if format == "onnx" else _pt2(module, example, facts)
     shape = example.shape[1:]
-    if step and example.ndim == len(folded.input_size) + 1:  # an image, shown at every step
+    if per_step and example.ndim == len(folded.input_size) + 1:  # an image, shown at every step
         shape = torch.Size((timesteps, *shape))
-    agreement = compare(expected, run, shape, per_step=step)
+    agreement = compare(expected, run, shape, per_step=per_step)
     with whole_file(path) as file:
         file.write(contents)
     return Exported(path, len(contents), agreement, rounded)
@@ -208,6 +215,12 @@ def _pt2(module: WholeNetwork | StepNetwork, example: Tensor, facts: Mapping[str
     contents = to_pt2(program_of(module, example), facts)
     loaded = load_pt2(contents)
     return contents, loaded if isinstance(module, WholeNetwork) else partial(_all_steps, loaded, module)
+
+
+def _nir(network: SpikingNetwork, example: Tensor, facts: Mapping[str, Any]) -> _Written:
+    frame = example.reshape(-1, 1, *example.shape[-len(network.input_size) :])[:1]  # [1, 1, C, H, W]
+    contents = to_nir(network.trace(frame), network.model, facts)
+    return contents, load_nir(contents)
 
 
 def _all_steps(

@@ -90,7 +90,7 @@ def program_of(module: WholeNetwork | StepNetwork, example: Tensor) -> ExportedP
     if isinstance(module, StepNetwork):
         state = module.initial_state(EXAMPLES)
         arguments = torch.zeros(EXAMPLES, *module.frame_shape), state
-        dynamic = batch, dict.fromkeys(state, batch)
+        dynamic = batch, {site: {0: rows * batch[0]} for site, (rows, *_) in module.sites.items()}
     module.requires_grad_(False)
     try:
         with torch.no_grad():

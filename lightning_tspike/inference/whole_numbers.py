@@ -14,7 +14,7 @@ from ..graph import operations as ops
 from ..graph.rules import Join, Move, rule_of
 from ..neurons import SpikingNeuron
 
-__all__ = ["Bounds", "whole_number_inputs", "window_of"]
+__all__ = ["Bounds", "keeps_size", "whole_number_inputs", "window_of"]
 
 Bounds: TypeAlias = tuple[int, int]
 """The least and the greatest whole number that a tensor can hold, whatever the network is shown."""
@@ -66,8 +66,8 @@ def _bounds_of(
     low, high = _hull(read)
     if isinstance(module, _KEEP):
         return low, high
-    if isinstance(module, _ADAPTIVE):  # to the size that is there: as in a VGG, at the size of its training
-        return (low, high) if node.meta["value"].shape == signals[0].meta["value"].shape else None
+    if keeps_size(node, module):
+        return low, high
     if isinstance(module, (nn.AvgPool2d, nn.AvgPool3d)) and module.divisor_override == 1:  # it sums
         return min(low, 0) * window_of(module), max(high, 0) * window_of(module)
     rule = rule_of(node, modules, lambda _: False)
@@ -79,6 +79,14 @@ def _bounds_of(
             return pairs[0][0] + pairs[1][0], pairs[0][1] + pairs[1][1]
         return pairs[0][0] - pairs[1][1], pairs[0][1] - pairs[1][0]
     return None
+
+
+def keeps_size(node: fx.Node, module: Any) -> bool:
+    """Whether a node is an adaptive average pool to the size that is there: as in a VGG, at the size of its training.
+
+    It gives what it reads.
+    """
+    return isinstance(module, _ADAPTIVE) and node.meta["value"].shape == node.all_input_nodes[0].meta["value"].shape
 
 
 def window_of(module: Any) -> int:
