@@ -50,7 +50,7 @@ def to_nir(graph: fx.Graph, model: nn.Module, facts: Mapping[str, Any]) -> bytes
         writer.visit(node)
     written = nir.NIRGraph(writer.nodes, writer.edges, metadata={FACTS: json.dumps(facts), "dt": 1.0}, type_check=False)
     file = io.BytesIO()
-    nir.write(file, written)  # type: ignore[arg-type]
+    nir.write(file, written)
     return file.getvalue()
 
 
@@ -153,7 +153,7 @@ def load_nir(contents: bytes) -> Callable[[Tensor], Tensor]:
     import nir
     import nirtorch
 
-    graph = nir.read(io.BytesIO(contents))  # type: ignore[arg-type]
+    graph = nir.read(io.BytesIO(contents))
     module = nirtorch.nir_to_torch(graph, _layers(nir))
 
     def run(frames: Tensor) -> Tensor:
@@ -181,6 +181,11 @@ def _layers(nir: Any) -> dict[Any, Callable[[Any], nn.Module]]:
 class _Neuron(nn.Module):
     """NIR's LIF or IF node, stepped by dt = 1: v = keep * v + drive * I."""
 
+    keep: Tensor
+    drive: Tensor
+    threshold: Tensor
+    v0: Tensor
+
     def __init__(self, keep: np.ndarray, drive: np.ndarray, node: Any) -> None:
         super().__init__()
         for name, values in (("keep", keep), ("drive", drive), ("threshold", node.v_threshold), ("v0", node.v_reset)):
@@ -193,6 +198,8 @@ class _Neuron(nn.Module):
 
 
 class _Scale(nn.Module):
+    scale: Tensor
+
     def __init__(self, scale: np.ndarray) -> None:
         super().__init__()
         self.register_buffer("scale", torch.from_numpy(scale))
@@ -203,8 +210,9 @@ class _Scale(nn.Module):
 
 def _conv(node: Any) -> nn.Module:
     out, each, *size = node.weight.shape
-    options = {key: tuple(map(int, getattr(node, key))) for key in ("stride", "padding", "dilation")}
-    layer = nn.Conv2d(each * int(node.groups), out, size, groups=int(node.groups), **options)
+    groups = int(node.groups)
+    stride, padding, dilation = (tuple(map(int, size)) for size in (node.stride, node.padding, node.dilation))
+    layer: Any = nn.Conv2d(each * groups, out, size, stride, padding, dilation, groups)  # type: ignore[arg-type]
     return _with(layer, node)
 
 

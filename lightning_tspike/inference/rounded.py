@@ -68,11 +68,16 @@ class _Integer(nn.Module):
         as_onnx: As for :func:`round_layers`.
     """
 
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    one: Tensor
+    zero: Tensor
+    weight_zero: Tensor
+
     def __init__(self, layer: Any, bounds: Bounds, *, as_onnx: bool) -> None:
         super().__init__()
         encoded = encode({"weight": layer.weight}, "int8")
-        self.weight: Tensor
-        self.scale: Tensor
         self.register_buffer("weight", encoded["weight"])  # int8
         self.register_buffer("scale", encoded["weight:scale"])  # [out]
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
@@ -131,6 +136,8 @@ class IntegerConv(_Integer):
 
 class IntegerLinear(_Integer):
     """A linear layer with int8 weights."""
+
+    weight_t: Tensor
 
     def __init__(self, layer: Any, bounds: Bounds, *, as_onnx: bool) -> None:
         super().__init__(layer, bounds, as_onnx=as_onnx)
