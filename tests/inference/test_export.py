@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -27,6 +28,7 @@ from lightning_tspike.inference.agreement import compare
 from lightning_tspike.inference.whole_numbers import whole_number_inputs
 from lightning_tspike.network import SpikingNetwork
 
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 T, K = 3, 4
 Build = Callable[..., SpikingNetwork]
 
@@ -215,27 +217,14 @@ def test_file_is_small_and_clean(digits: Path) -> None:
 
 
 ALONE = """
-import json, sys
-import numpy as np, onnxruntime
-from PIL import Image
-
+import sys, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1])
-facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-prepare = facts["preprocessing"]
-_, height, width = prepare["input_size"]
-image = Image.open(sys.argv[2]).convert(prepare["color"])
-side = int(height / prepare["crop_pct"])  # of a square
-scale = side / min(image.size)
-short, long = side, int(side * max(image.size) / min(image.size))
-size = (short, long) if image.width <= image.height else (long, short)
-image = image.resize(size, getattr(Image.Resampling, prepare["interpolation"].upper()))
-left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-image = image.crop((left, top, left + width, top + height))
-x = np.asarray(image, np.float32).reshape(height, width, -1).transpose(2, 0, 1) / 255
-x = (x - np.reshape(prepare["mean"], (-1, 1, 1))) / np.reshape(prepare["std"], (-1, 1, 1))
-logits = session.run(None, {"images": x[None].astype(np.float32)})[0][0]
+session.run, run = lambda *args: [logits.append(out) or out for out in run(*args)], session.run
+logits = []
+label = classify(session, Image.open(sys.argv[2]))
 assert not {"torch", "lightning_tspike"} & sys.modules.keys()
-print(json.dumps([facts["label_names"][int(logits.argmax())], logits.tolist(), facts]))
+facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+print(json.dumps([label, logits[0][0].tolist(), facts]))
 """
 
 
@@ -244,7 +233,8 @@ def test_file_is_enough_to_classify_an_image(digits: Path, tmp_path: Path) -> No
     pixels = (load_digits().images[7] * 255 / 16).astype(np.uint8)
     image = Image.fromarray(pixels).resize((20, 26), Image.Resampling.BICUBIC).convert("RGB")
     image.save(tmp_path / "seven.png")
-    command = [sys.executable, "-c", ALONE, str(digits), str(tmp_path / "seven.png")]
+    (code,) = re.findall(r"```python\n(# pip install onnxruntime.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    command = [sys.executable, "-c", code + ALONE, str(digits), str(tmp_path / "seven.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     label, logits, facts = json.loads(done.stdout)
