@@ -100,11 +100,19 @@ def export(
     """
     path = Path(path)
     opset = check_options(path, format, int8=int8, step=step, opset=opset, overwrite=overwrite)
+    if not network.neurons():
+        raise ExportError(
+            "the network has no layers of spiking neurons; of one that runs on integers, export the network that it "
+            "was made from, with int8=True"
+        )
     example = _example(network) if example is None else example.detach().to("cpu", torch.float32)
     folded, _ = fold(copy_of(network).float(), example, merge_bn=True, integer_pools=int8)
     folded = folded.to("cpu")
     if (timesteps := folded.call(example).timesteps) != folded.timesteps:
         folded.timesteps = timesteps  # that of the frames
+    if "input_size" in folded.pretrained_cfg:
+        size = tuple(example.shape[-len(folded.input_size) :])
+        folded.pretrained_cfg = {**folded.pretrained_cfg, "input_size": size}
     expected = copy_of(folded)
     rounded: tuple[str, ...] = ()
     inputs: Mapping[str, Bounds] = {}

@@ -82,6 +82,10 @@ def run_whole(file: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(opened.run(None, {opened.get_inputs()[0].name: x.numpy()})[0])
 
 
+def zeros(batch: int, shape: list[int]) -> Tensor:
+    return torch.zeros(shape[0] * batch, *shape[1:])
+
+
 def run_steps(file: Path, frames: Tensor) -> Tensor:
     """Logits of every step, [T, B, K], state handed from step to step by its names."""
     logits = []
@@ -89,7 +93,7 @@ def run_steps(file: Path, frames: Tensor) -> Tensor:
         program = torch.export.load(file)
         module = program.module()
         memories = json.loads(facts_in_pt2(file)["memories"])
-        state = {site: torch.zeros(rows * len(frames), *shape) for site, (rows, *shape) in memories.items()}
+        state = {site: zeros(len(frames), shape) for site, shape in memories.items()}
         for frame in frames.unbind(1):
             now, state = module(frame, state)
             logits.append(now)
@@ -97,7 +101,8 @@ def run_steps(file: Path, frames: Tensor) -> Tensor:
     opened = session(file)
     names = [x.name for x in opened.get_inputs()]
     assert [y.name for y in opened.get_outputs()] == ["logits", *(f"next_{name}" for name in names[1:])]
-    memory = {x.name: np.zeros((len(frames), *x.shape[1:]), np.float32) for x in opened.get_inputs()[1:]}
+    shapes = json.loads(opened.get_modelmeta().custom_metadata_map["memories"])
+    memory = {f"memory.{site}": zeros(len(frames), shape).numpy() for site, shape in shapes.items()}
     for frame in frames.unbind(1):
         now, *after = opened.run(None, {"frame": frame.numpy(), **memory})
         memory = dict(zip(memory, after, strict=True))
@@ -163,6 +168,18 @@ def test_every_neuron(small: Build, tmp_path: Path, neuron: str, format: Any, st
         wanted = network(frames, per_step=True) if step else network(frames[:, 0])
     got = run_steps(written.path, frames) if step else run_whole(written.path, frames[:, 0])
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-4)
+
+
+def test_size_of_images(small: Build, tmp_path: Path) -> None:
+    network = small()
+    network.model.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, K))
+    network.pretrained_cfg = {"input_size": (2, 10, 10), "mean": (0.5,), "std": (0.2,)}
+    written = export(network, tmp_path / "net.pt2", "pt2", example=torch.randn(1, 2, 16, 16))
+    assert json.loads(facts_in_pt2(written.path)["preprocessing"]) == {
+        "input_size": [2, 16, 16], "mean": [0.5], "std": [0.2], "interpolation": "bilinear", "crop_pct": 1.0,
+    }  # fmt: skip
+    assert run_whole(written.path, torch.randn(3, 2, 16, 16)).shape == (3, K)
+    assert network.pretrained_cfg["input_size"] == (2, 10, 10)
 
 
 def test_frames(small: Build, tmp_path: Path) -> None:
@@ -281,6 +298,29 @@ def test_missing_packages(
     monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
     with pytest.raises(ModuleNotFoundError, match=rf"needs {package}: pip install 'lightning-tspike\[export\]'"):
         export(small(), tmp_path / f"net.{format}", format)
+
+
+class Rows(nn.Module):
+    """Makes a row of the batch of each pixel, so that the memories of its second neurons are so many times as long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU())
+        self.second = nn.Sequential(nn.Linear(4, K), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = self.first(x).flatten(2).transpose(1, 2)  # [B, 64, 4]
+        return self.second(pixels.reshape(-1, 4)).view(pixels.shape[0], 64, K).mean(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_memories_with_rows_of_their_own(small: Build, tmp_path: Path, format: Any) -> None:
+    network = small(Rows())
+    written = export(network, tmp_path / f"net.{format}", format, step=True)
+    frames = torch.randn(5, T, 2, 10, 10)
+    wanted = network(frames, per_step=True).detach()
+    torch.testing.assert_close(run_steps(written.path, frames), wanted, rtol=0, atol=1e-5)
 
 
 class Forgotten(Small):
