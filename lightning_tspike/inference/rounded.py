@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..files.weights import encode
+from ..files.weights import to_int8
 from .whole_numbers import Bounds
 
-__all__ = ["IntegerConv", "IntegerLinear", "can_round", "round_layers"]
+__all__ = ["RoundedConv", "RoundedLinear", "can_round", "round_layers"]
 
 _ZERO = 128  # of the weights as uint8
 
@@ -54,12 +54,12 @@ def round_layers(model: nn.Module, inputs: Mapping[str, Bounds], *, as_onnx: boo
     rounded = tuple(name for name, bounds in inputs.items() if can_round(model.get_submodule(name), bounds))
     for name in rounded:
         layer = model.get_submodule(name)
-        kind = IntegerLinear if isinstance(layer, nn.Linear) else IntegerConv
+        kind = RoundedLinear if isinstance(layer, nn.Linear) else RoundedConv
         model.set_submodule(name, kind(layer, inputs[name], as_onnx=as_onnx))
     return rounded
 
 
-class _Integer(nn.Module):
+class _Rounded(nn.Module):
     """A layer with int8 weights.
 
     Args:
@@ -77,9 +77,9 @@ class _Integer(nn.Module):
 
     def __init__(self, layer: Any, bounds: Bounds, *, as_onnx: bool) -> None:
         super().__init__()
-        encoded = encode({"weight": layer.weight}, "int8")
-        self.register_buffer("weight", encoded["weight"])  # int8
-        self.register_buffer("scale", encoded["weight:scale"])  # [out]
+        weight, scale = to_int8(layer.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)  # [out]
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
         self.as_onnx = as_onnx
         if as_onnx:
@@ -109,7 +109,7 @@ class _Integer(nn.Module):
         raise NotImplementedError
 
 
-class IntegerConv(_Integer):
+class RoundedConv(_Rounded):
     """A convolution with int8 weights."""
 
     def __init__(self, layer: Any, bounds: Bounds, *, as_onnx: bool) -> None:
@@ -134,7 +134,7 @@ class IntegerConv(_Integer):
         return "ConvInteger", self.weight, attributes, 1
 
 
-class IntegerLinear(_Integer):
+class RoundedLinear(_Rounded):
     """A linear layer with int8 weights."""
 
     weight_t: Tensor
