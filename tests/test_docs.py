@@ -17,9 +17,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize(
     "page",
-    ["docs/fold.md", "docs/inference.md", "docs/speed.md", "docs/training.md", "docs/watching.md", "docs/zoo.md"],
+    [
+        "docs/export.md",
+        "docs/fold.md",
+        "docs/inference.md",
+        "docs/speed.md",
+        "docs/training.md",
+        "docs/watching.md",
+        "docs/zoo.md",
+    ],  # fmt: skip
 )
-def test_python_blocks_run(page: str) -> None:
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write a file
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
     assert blocks
     for block in blocks:

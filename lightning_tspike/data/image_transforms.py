@@ -17,7 +17,17 @@ from torchvision.transforms import v2
 from ..files.input_spec import InputSpec
 from .samples import collate_readable
 
-__all__ = ["Cutout", "Mixing", "any_image_transform", "evaluation_transform", "training_transform"]
+__all__ = [
+    "CROP_PCT", "INTERPOLATION", "MODES", "Cutout", "Mixing", "any_image_transform", "evaluation_transform",
+    "training_transform",
+]  # fmt: skip
+
+INTERPOLATION = "bilinear"
+"""How images are resized where a specification does not say."""
+CROP_PCT = 1.0
+"""Share of the resized image's side that is kept where a specification does not say: all of it."""
+MODES = {1: "L", 3: "RGB"}
+"""PIL's mode of an image by its number of channels."""
 
 
 def evaluation_transform(spec: InputSpec) -> Callable[[Any], Tensor]:
@@ -35,17 +45,17 @@ def evaluation_transform(spec: InputSpec) -> Callable[[Any], Tensor]:
     input_size, mean, std = spec.complete()
     return create_transform(
         input_size,
-        interpolation=spec.interpolation or "bilinear",
+        interpolation=spec.interpolation or INTERPOLATION,
         mean=mean,
         std=std,
-        crop_pct=spec.crop_pct or 1.0,
+        crop_pct=spec.crop_pct or CROP_PCT,
     )
 
 
 def any_image_transform(spec: InputSpec) -> Callable[[Any], Tensor]:
     """As :func:`evaluation_transform`, of images in whatever mode (grey, RGB, with a palette, with transparency)."""
     evaluate = evaluation_transform(spec)
-    mode = {1: "L", 3: "RGB"}.get(spec.complete()[0][0])
+    mode = MODES.get(spec.complete()[0][0])
     return evaluate if mode is None else lambda image: evaluate(image.convert(mode))
 
 
@@ -80,7 +90,7 @@ def training_transform(
         raise ValueError(f"cutout and crop_padding must not be negative, got {cutout!r} and {crop_padding!r}")
     # on PIL images, torchvision's first transforms take less time than those of v2 (benchmarks/data_loading.py)
     steps: list[Any] = [
-        RandomResizedCropAndInterpolation(size, interpolation=spec.interpolation or "bilinear")
+        RandomResizedCropAndInterpolation(size, interpolation=spec.interpolation or INTERPOLATION)
         if crop_padding is None
         else transforms.RandomCrop(size, padding=crop_padding or None)
     ]

@@ -1,6 +1,8 @@
-"""Running trained networks: whole, a time step at a time, and in other programs."""
+"""Running trained networks: whole, a time step at a time, and in other programs.
 
-from .integer_network import IntegerNetwork, IntegerReport, integer
-from .streaming import Stream, step, stream
+The names in ``__init__.pyi`` are imported when they are first used.
+"""
 
-__all__ = ["IntegerNetwork", "IntegerReport", "Stream", "integer", "step", "stream"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,64 @@
+"""Every shipped entry and every family of networks can be exported, and other programs agree with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+
+import lightning_tspike as lt
+from lightning_tspike.inference import export
+from lightning_tspike.network import SpikingNetwork
+
+pytestmark = pytest.mark.slow
+
+ENTRIES = ["tspike-digits", "tspike-fashion-mnist", "tspike-cifar10", "tspike-nmnist"]
+OWN = ["tspike_resnet_small", "tspike_sew_resnet_small", "tspike_ms_resnet_small", "tspike_vgg_small"]
+TIMMS = ["test_resnet", "resnet18", "vgg11_bn", "densenet121", "regnetx_002", "regnety_002", "resnet26d", "dla34"]
+LARGER = ["tspike_resnet18", "tspike_resnet20_cifar", "tspike_sew_resnet18", "tspike_ms_resnet18", "tspike_vgg11"]
+FORMS = [("onnx", int8, step) for int8 in (False, True) for step in (False, True)]
+
+
+@pytest.mark.parametrize(("format", "int8", "step"), [*FORMS, ("pt2", False, False), ("pt2", True, True)])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_entries(tmp_path: Path, name: str, format: Any, int8: bool, step: bool) -> None:
+    network = lt.zoo.load(name)
+    written = export(network, tmp_path / f"net.{format}", format, int8=int8, step=step, name=name)
+    assert written.agreement.agreeing == written.agreement.images
+    assert len(written.rounded) == (8 if int8 else 0)
+    if format == "onnx":
+        assert written.size < 77_898 * (1 if int8 else 4) + 40_000
+    if (format, int8, step) == ("onnx", False, False):
+        session = onnxruntime.InferenceSession(written.path, providers=["CPUExecutionProvider"])
+        (x,) = session.get_inputs()
+        images = torch.rand(50, *x.shape[1:])
+        logits = torch.from_numpy(session.run(None, {x.name: images.numpy()})[0])
+        with torch.no_grad():
+            assert torch.equal(logits.argmax(-1), network(images).argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "format", "int8", "step"),
+    [
+        *((name, *form) for name in OWN for form in FORMS),
+        *((name, *form) for name in TIMMS for form in (("onnx", True, False), ("onnx", False, True))),
+        *((name, "onnx", True, False) for name in LARGER),
+        ("resnet18", "onnx", False, False),
+        ("resnet18", "onnx", True, True),
+        ("resnet18", "pt2", True, False),
+        ("densenet121", "pt2", False, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*called at several places")
+def test_families(
+    lively: Callable[..., SpikingNetwork], tmp_path: Path, backbone: str, format: Any, int8: bool, step: bool
+) -> None:
+    network = lively(backbone, num_classes=5, timesteps=2).float()
+    example = torch.randn(2, 3, 32, 32)
+    written = export(network, tmp_path / "net", format, int8=int8, step=step, example=example)
+    assert written.agreement.agreeing > 0
+    assert bool(written.rounded) == int8
