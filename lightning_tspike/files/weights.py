@@ -35,6 +35,7 @@ __all__ = [
     "numbers_in",
     "own_file",
     "read_weights",
+    "to_int8",
     "unusable",
 ]
 
@@ -62,13 +63,17 @@ def encode(weights: Mapping[str, Tensor], precision: Precision) -> dict[str, Ten
         if precision == "bfloat16" and _is_rounded(tensor):
             tensor = tensor.bfloat16()
         elif precision == "int8" and _is_rounded(tensor):
-            largest = tensor.abs().amax(tuple(range(1, tensor.ndim)), keepdim=True)  # [out, 1, ...]
-            # a channel without weights has scale 1
-            scale = torch.where(largest > 0, largest / 127, 1.0)
-            encoded[name + _SCALE] = scale.flatten()
-            tensor = (tensor / scale).round().to(torch.int8)
+            tensor, encoded[name + _SCALE] = to_int8(tensor)
         encoded[name] = tensor.contiguous().clone()
     return encoded
+
+
+def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [out, ...] as whole numbers from -127 to 127 and a scale for each output channel [out]."""
+    largest = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True)  # [out, 1, ...]
+    # a channel without weights has scale 1
+    scale = torch.where(largest > 0, largest / 127, 1.0)
+    return (weight / scale).round().to(torch.int8), scale.flatten()
 
 
 def decode(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:

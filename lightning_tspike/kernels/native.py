@@ -20,7 +20,7 @@ from torch import Tensor
 from .compiled import compiler, load
 from .layout import Layout, Neuron, dense, dense_like
 
-__all__ = ["backward", "forward", "library"]
+__all__ = ["backward", "compiled", "forward", "library"]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = (
@@ -134,16 +134,26 @@ def library(neuron: Neuron, dtype: torch.dtype) -> Any:
 @functools.cache
 def _library(dtype: torch.dtype, reset: str, detach_reset: bool, surrogate: str) -> ctypes.CDLL | None:
     """The compiled library for one kind of neuron; None where it cannot be had."""
-    kind = (
+    return compiled(
+        _SOURCE,
         f"-DREAL={_REAL[dtype]}", f"-DSOFT={int(reset == 'soft')}", f"-DDETACH={int(detach_reset)}",
         f"-DSURROGATE={surrogate.upper()}",
     )  # fmt: skip
+
+
+def compiled(source: Path, *kind: str) -> ctypes.CDLL | None:
+    """A C++ file of this folder as a library for this processor; None where it cannot be had, which is said once.
+
+    Args:
+        source: The file.
+        kind: Flags that say which of its kinds.
+    """
     with _compiling:
         if (cxx := _compiler()) is None or cxx in _failed:
             return None
         try:
             vectors = _VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())
-            return load(_SOURCE, cxx, (*_FLAGS, *vectors, *kind))
+            return load(source, cxx, (*_FLAGS, *vectors, *kind))
         except (OSError, subprocess.SubprocessError) as error:
             _failed.add(cxx)  # it may have taken half a minute, which no other kind of neuron shall wait for again
             warnings.warn(
