@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,14 +14,30 @@ import torch
 from torch import Tensor, nn
 
 from ..graph.activations import replace_module
+from ..graph.tracing import TraceError
+from ..inference.integer import integer, why_not
+from ..inference.lowering import LoweringError
 from ..kernels import can_compile
 from ..network.config import OWN
 from ..network.spiking_network import SpikingNetwork
 
 __all__ = ["FLOAT32", "RUNTIMES", "Run", "RuntimeMissingError", "ann_of", "prepare"]
 
-Run = Callable[[], Any]
-"""Classifies the images that it was made for."""
+
+@dataclass(frozen=True)
+class Run:
+    """A network in a runtime; called, it classifies the images that it was made for.
+
+    Attributes:
+        classify: What gives the logits.
+        remark: What there is to say of the network in this runtime.
+    """
+
+    classify: Callable[[], Any]
+    remark: str = ""
+
+    def __call__(self) -> Any:
+        return self.classify()
 
 
 class RuntimeMissingError(RuntimeError):
@@ -28,13 +45,13 @@ class RuntimeMissingError(RuntimeError):
 
 
 def _eager(network: nn.Module, images: Tensor) -> Run:
-    return partial(network, images)
+    return Run(partial(network, images))
 
 
 def _channels_last(network: nn.Module, images: Tensor) -> Run:
     if images.ndim == 4:  # frames get their layout from the first convolution, whose weights have it
         images = images.contiguous(memory_format=torch.channels_last)
-    return partial(copy.deepcopy(network).to(memory_format=torch.channels_last), images)
+    return Run(partial(copy.deepcopy(network).to(memory_format=torch.channels_last), images))
 
 
 def _compiled(network: nn.Module, images: Tensor) -> Run:
@@ -49,7 +66,19 @@ def _compiled(network: nn.Module, images: Tensor) -> Run:
         network(images)  # this compiles it
     except Exception as error:  # of many classes, most of them private to torch
         raise RuntimeMissingError(f"torch.compile fails: {str(error).strip().splitlines()[0]}") from error
-    return partial(network, images)
+    return Run(partial(network, images))
+
+
+def _integer(network: SpikingNetwork, images: Tensor) -> Run:
+    if images.device.type != "cpu":
+        raise RuntimeMissingError(f"the integer runtime is for CPUs, not for {images.device.type}")
+    if (needed := why_not()) is not None:
+        raise RuntimeMissingError(f"it needs {needed}")
+    try:
+        made = integer(network)
+    except (TraceError, LoweringError) as error:
+        raise RuntimeMissingError(f"this network has no integer form: {error}") from error
+    return Run(partial(made, images), str(getattr(made, "runtime", "")))
 
 
 FLOAT32: dict[str, Callable[[nn.Module, Tensor], Run]] = {
@@ -59,7 +88,7 @@ FLOAT32: dict[str, Callable[[nn.Module, Tensor], Run]] = {
 }
 """How torch runs any module; of the ANN, the fastest of these counts."""
 
-RUNTIMES: dict[str, Callable[[Any, Tensor], Run]] = {**FLOAT32}
+RUNTIMES: dict[str, Callable[[Any, Tensor], Run]] = {**FLOAT32, "integer": _integer}
 """How a spiking network can be run. An entry gets a network in eval mode and its images, on one device, and leaves both
 as they are; it raises :class:`RuntimeMissingError` where it cannot run."""
 
@@ -103,9 +132,8 @@ def ann_of(network: SpikingNetwork) -> nn.Module:
     config = network.config
     if config is None or config.backbone.startswith(OWN):
         model = copy.deepcopy(network.model)
-        neurons = SpikingNetwork.neurons(network)
         with ExitStack() as undo:
-            for name in neurons:
+            for name in network.neurons():
                 replace_module(model, model.get_submodule(name), nn.ReLU(), undo)
             undo.pop_all()
     else:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class SpeedReport:
         times: Seconds of each call, by runtime. The calls of a round are one after the other, so what slows the machine
             down slows all of them.
         ann_times: The same of the ANN: one pass for an image, T passes for T frames.
+        remarks: What a runtime says of the network, such as what the integer one leaves in float32.
         missing: Why the other runtimes are not there, by name.
         layers: The layers of neurons, by name.
         energy: Operations per image, of the network as it is: where it averages spikes, the layer behind them has MACs.
@@ -70,6 +72,7 @@ class SpeedReport:
     machine: dict[str, Any]
     times: dict[str, tuple[float, ...]] = field(repr=False)
     ann_times: dict[str, tuple[float, ...]] = field(repr=False)
+    remarks: dict[str, str]
     missing: dict[str, str]
     layers: dict[str, LayerSpikes] = field(repr=False)
     energy: EnergyReport = field(repr=False)
@@ -134,6 +137,7 @@ class SpeedReport:
         return (
             f"T = {self.timesteps}, batch size {self.batch_size}, {'x'.join(map(str, self.input_size))}, {device}, "
             f"{self.machine['threads']} threads\ninput: {self.input}\n{table_text(speeds)}"
+            + "".join(f"{name}: {remark}\n" for name, remark in self.remarks.items())
             + "".join(f"not measured: {name}: {why}\n" for name, why in self.missing.items())
             + f"{table_text(spikes)}per image {self.spikes:,.0f} spikes, mean firing rate {self.firing_rate:.3f}, "
             f"{energy.synops:,.0f} synaptic operations and {energy.macs:,.0f} multiply-accumulates (the ANN has "
@@ -192,43 +196,43 @@ def measure_speed(
     try:
         with _threads(threads):
             layers = _spikes(network, samples)
-            times, ann_times, missing = _times(network, samples[:batch_size], rounds)
+            timed = _time(network, samples[:batch_size], rounds)
             facts = machine(samples.device.type)
         energy = measure_energy(network, samples)
     finally:
         network.train(was_training)
-    timesteps = network.call(samples).timesteps
-    size = tuple(samples.shape[-len(network.input_size) :])
     return SpeedReport(
-        input, len(samples), batch_size, timesteps, size, facts, times, ann_times, missing, layers, energy
+        input,
+        len(samples),
+        batch_size,
+        network.call(samples).timesteps,
+        tuple(samples.shape[-len(network.input_size) :]),
+        facts,
+        **timed,
+        layers=layers,
+        energy=energy,
     )
 
 
-def _times(
-    network: SpikingNetwork, images: Tensor, rounds: int
-) -> tuple[dict[str, tuple[float, ...]], dict[str, tuple[float, ...]], dict[str, str]]:
-    """Seconds of each call of the network and of its ANN, by runtime, and why others are missing."""
+def _time(network: SpikingNetwork, images: Tensor, rounds: int) -> dict[str, Any]:
+    """What the report says of runtimes."""
     is_sequence = images.ndim == len(network.input_size) + 2
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("preparing", total=len(RUNTIMES) + len(FLOAT32))
-        runs, missing = prepare(RUNTIMES, network, images, after_each=lambda: progress.advance(bar))
-        ann = ann_of(network)
+        advance = partial(progress.advance, bar)
+        runs, missing = prepare(RUNTIMES, network, images, after_each=advance)
         passes = images.flatten(0, 1) if is_sequence else images
-        ann_runs, _ = prepare(FLOAT32, ann, passes, after_each=lambda: progress.advance(bar))
-        together = {("", name): run for name, run in runs.items()} | {("ANN", name): r for name, r in ann_runs.items()}
+        ann_runs, _ = prepare(FLOAT32, ann_of(network), passes, after_each=advance)
+        together = {(False, name): run for name, run in runs.items()} | {(True, n): run for n, run in ann_runs.items()}
         progress.reset(bar, total=len(together) * (rounds + _UNCOUNTED), description="measuring")
-        times = in_turn(
-            together,
-            images.device.type,
-            rounds=rounds,
-            uncounted=_UNCOUNTED,
-            after_each=lambda: progress.advance(bar),
-        )
-    own, of_ann = (
-        {name: tuple(seconds) for (which, name), seconds in times.items() if which == wanted} for wanted in ("", "ANN")
-    )
-    return own, of_ann, missing
+        times = in_turn(together, images.device.type, rounds=rounds, uncounted=_UNCOUNTED, after_each=advance)
+    return {
+        "times": {name: tuple(seconds) for (is_ann, name), seconds in times.items() if not is_ann},
+        "ann_times": {name: tuple(seconds) for (is_ann, name), seconds in times.items() if is_ann},
+        "remarks": {name: run.remark for name, run in runs.items() if run.remark},
+        "missing": missing,
+    }
 
 
 def _spikes(network: SpikingNetwork, samples: Tensor) -> dict[str, LayerSpikes]:

@@ -12,7 +12,8 @@ from torch import nn
 from lightning_tspike import TernaryLIF, ternarize, zoo
 from lightning_tspike._observe import observing
 from lightning_tspike.analysis import measure_energy, measure_speed
-from lightning_tspike.analysis.runtimes import ann_of
+from lightning_tspike.analysis.runtimes import RUNTIMES, ann_of, prepare
+from lightning_tspike.inference.integer import why_not
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig
 from lightning_tspike.neurons import SpikingNeuron
@@ -112,6 +113,14 @@ def test_what_cannot_be_measured() -> None:
         measure_speed(network, images, batch_size=3)
     with pytest.raises(ValueError, match="in_chans="):
         measure_speed(network, torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.skipif(why_not() is not None, reason="no integer runtime on this machine")
+def test_the_integer_runtime_says_what_it_leaves_in_float32() -> None:
+    network = zoo.load("tspike-digits")
+    runs, _ = prepare({"integer": RUNTIMES["integer"]}, network, torch.randn(3, 1, 8, 8))
+    assert isinstance(runs["integer"]().argmax(-1), torch.Tensor)
+    assert "operations on integers" in runs["integer"].remark
 
 
 @pytest.mark.slow  # compiles two networks
