@@ -34,7 +34,7 @@ def folded_network(backbone: str, timesteps: int, size: int) -> SpikingNetwork:
 
 @torch.no_grad()
 def calibrate(network: nn.Module, size: int) -> None:
-    """Give every batch norm the statistics of what it gets for noise [8, 3, size, size], in place, and set eval mode."""
+    """Give every batch norm the statistics of what it gets for noise [8, 3, size, size], in place; then eval mode."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()

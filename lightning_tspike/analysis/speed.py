@@ -22,7 +22,7 @@ from .runtimes import FLOAT32, RUNTIMES, ann_of, prepare
 from .spikes import FiringRate, firing_rates
 from .timing import in_turn, machine, ratio
 
-__all__ = ["LayerSpikes", "SpeedReport", "measure_speed"]
+__all__ = ["LayerSpikes", "SpeedReport", "count_spikes", "measure_speed"]
 
 _UNCOUNTED = 2  # rounds before those that count
 _SAMPLES = 8  # of noise, at least
@@ -195,7 +195,7 @@ def measure_speed(
     network.eval()
     try:
         with _threads(threads):
-            layers = _spikes(network, samples)
+            layers = count_spikes(network, samples)
             timed = _time(network, samples[:batch_size], rounds)
             facts = machine(samples.device.type)
         energy = measure_energy(network, samples)
@@ -235,7 +235,9 @@ def _time(network: SpikingNetwork, images: Tensor, rounds: int) -> dict[str, Any
     }
 
 
-def _spikes(network: SpikingNetwork, samples: Tensor) -> dict[str, LayerSpikes]:
+@torch.no_grad()
+def count_spikes(network: SpikingNetwork, samples: Tensor) -> dict[str, LayerSpikes]:
+    """What each layer of neurons sends, by name, for images [N, C, H, W] or frames [N, T, C, H, W]."""
     outputs: dict[str, int] = {}
 
     def count(name: str, _neuron: Any, _x: Tensor, spikes: Tensor) -> None:
