@@ -37,7 +37,7 @@ from ._plain import is_plain
 from .kernels import Neuron, per_channel
 from .surrogate import SURROGATES, fired
 
-__all__ = ["Complement", "binary_lif", "integrate_and_fire", "membrane_potential", "ternary_lif"]
+__all__ = ["Complement", "binary_lif", "integrate_and_fire", "membrane_potential", "step", "ternary_lif"]
 
 DECAY = 0.25
 THRESHOLD = 0.5
@@ -221,10 +221,88 @@ def integrate_and_fire(
         membranes.append(u)
         spikes.append(s)
         if t + 1 < timesteps:
-            s = s.detach() if detach_reset else s
-            v = u * (1 - s.abs()) if reset == "hard" else u - theta * s
-            h = decay * v if complement is None else _remember(complement, h, decay * v)
+            h = _left_of(u, s, theta, h, decay, reset, detach_reset, complement)
     return torch.cat(membranes), torch.cat(spikes)
+
+
+def step(
+    x: Tensor,
+    memory: Tensor,
+    amplitude: Number = 1.0,
+    *,
+    decay: Number = DECAY,
+    threshold: Number = THRESHOLD,
+    reset: Reset = "hard",
+    detach_reset: bool = False,
+    surrogate: Surrogate = "rectangular",
+    complement: Complement | None = None,
+    is_ternary: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Run a layer of neurons for one time step, with what is left of the past handed in and out.
+
+    Step after step from a memory of zeros, the spikes are those of :func:`ternary_lif` or :func:`binary_lif` for all
+    time steps at once, bit for bit.
+
+    Args:
+        x: Input current of this time step, shape [B, ...].
+        memory: h_t, what is left of the past: tau * v_{t-1}, of a complemented neuron the equations at the top of this
+            file; zeros before the first step. Shape [B, ...], in float32, or float64 where ``x`` is.
+        amplitude: As in :func:`ternary_lif`.
+        decay: As in :func:`ternary_lif`.
+        threshold: As in :func:`ternary_lif`.
+        reset: As in :func:`ternary_lif`.
+        detach_reset: As in :func:`ternary_lif`.
+        surrogate: As in :func:`ternary_lif`.
+        complement: As in :func:`ternary_lif`.
+        is_ternary: False for binary neurons.
+
+    Returns:
+        Spikes a * s in the dtype of ``x`` and the memory h_{t+1}, both [B, ...].
+
+    Raises:
+        ValueError: The shapes of ``x`` and ``memory`` differ, or as for :func:`ternary_lif`.
+
+    Example:
+        >>> x = torch.tensor([[0.6], [0.2], [-0.7]])  # one neuron, three time steps
+        >>> memory = torch.zeros(1)
+        >>> for current in x:
+        ...     spikes, memory = step(current, memory, amplitude=2.0)
+        ...     print(spikes.item())
+        2.0
+        0.0
+        -2.0
+    """
+    fire = _Fire.bind(surrogate, is_ternary)
+    x = _as_floats(x)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    _check(x, 1, reset)
+    _check_numbers(decay, threshold, dtype)
+    if not isinstance(amplitude, Tensor):
+        _check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
+    if memory.shape != x.shape:
+        raise ValueError(f"the memory has shape {tuple(memory.shape)}, but the input current {tuple(x.shape)}")
+    theta = per_channel(_as_tensor(threshold, x, dtype), x)
+    decay = _as_tensor(decay, x, dtype) if isinstance(decay, Tensor) else decay
+    u = x.to(dtype) + memory  # in this order, for the result to lie in memory as x does
+    s = fire(u, theta)
+    memory = _left_of(u, s, theta, memory, decay, reset, detach_reset, complement)
+    return (s * per_channel(_as_tensor(amplitude, x, dtype), x)).to(x.dtype), memory
+
+
+def _left_of(
+    u: Tensor,
+    s: Tensor,
+    theta: Tensor,
+    h: Tensor | None,
+    decay: Number,
+    reset: Reset,
+    detach_reset: bool,
+    complement: Complement | None,
+) -> Tensor:
+    """h_{t+1}, from u_t, s_t and h_t (None: 0)."""
+    s = s.detach() if detach_reset else s
+    v = u * (1 - s.abs()) if reset == "hard" else u - theta * s
+    return decay * v if complement is None else _remember(complement, h, decay * v)
 
 
 def _remember(complement: Complement, h: Tensor | None, leaked: Tensor) -> Tensor:

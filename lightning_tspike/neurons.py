@@ -194,6 +194,22 @@ class SpikingNeuron(nn.Module):
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
         raise NotImplementedError
 
+    def step(self, memory: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One time step, with what is left of the past handed in and out; see :func:`lightning_tspike.functional.step`.
+
+        Args:
+            memory: What the step before returned; zeros before the first one. [B, ...], in float32 or float64.
+            x: Input current of this time step, [B, ...].
+
+        Returns:
+            Spikes a * s and the memory for the next step, both [B, ...]. The spikes of T steps are those of ``forward``
+            bit for bit.
+
+        Raises:
+            ValueError: The shapes of ``memory`` and ``x`` differ.
+        """
+        raise NotImplementedError
+
     def membrane_potential(self, x: Tensor) -> Tensor:
         """Membrane potential [T*B, ...] before firing for the input that ``forward`` got, differentiable as that is."""
         return functional.membrane_potential(x, self.timesteps, is_ternary=self.is_ternary, **self._options())
@@ -212,15 +228,18 @@ class SpikingNeuron(nn.Module):
                 state_dict[prefix + name] = saved.reshape(1)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def _options(self) -> dict[str, Any]:
+    def _equations(self) -> dict[str, Any]:
+        """What one time step follows; nothing of the call that the neuron runs in."""
         return {
             "decay": self.decay,
             "threshold": self.firing_threshold,
             "reset": self.reset,
             "detach_reset": self.detach_reset,
             "surrogate": self.surrogate,
-            "static_input": self.static_input,
         }
+
+    def _options(self) -> dict[str, Any]:
+        return {**self._equations(), "static_input": self.static_input}
 
     def extra_repr(self) -> str:
         decay = "learned" if self.raw_decay is not None else self._decay
@@ -239,6 +258,10 @@ class TernaryLIF(SpikingNeuron):
     def forward(self, x: Tensor) -> Tensor:
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
         return self._send(functional.ternary_lif(x, self.timesteps, self.amplitude, **self._options()))
+
+    def step(self, memory: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One time step, see :meth:`SpikingNeuron.step`: memory and current to spikes and memory, all [B, ...]."""
+        return functional.step(x, memory, self.amplitude, is_ternary=True, **self._equations())
 
 
 class TernaryIF(TernaryLIF):
@@ -268,6 +291,10 @@ class BinaryLIF(SpikingNeuron):
         """Input current [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
         return self._send(functional.binary_lif(x, self.timesteps, self.amplitude, **self._options()))
 
+    def step(self, memory: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One time step, see :meth:`SpikingNeuron.step`: memory and current to spikes and memory, all [B, ...]."""
+        return functional.step(x, memory, self.amplitude, is_ternary=False, **self._equations())
+
 
 class ComplementedTernaryLIF(TernaryLIF):
     """Complemented ternary neurons, CTSN (arXiv 2601.15598): ternary LIF with a learned memory.
@@ -296,9 +323,9 @@ class ComplementedTernaryLIF(TernaryLIF):
         self.variant = variant
         self.raw_memory = nn.Parameter(torch.zeros(3))
 
-    def _options(self) -> dict[str, Any]:
+    def _equations(self) -> dict[str, Any]:
         alpha, beta, gamma = self.raw_memory.sigmoid().unbind()
-        return {**super()._options(), "complement": functional.Complement(alpha, beta, gamma, self.variant)}
+        return {**super()._equations(), "complement": functional.Complement(alpha, beta, gamma, self.variant)}
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, variant={self.variant}"

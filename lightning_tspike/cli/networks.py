@@ -31,6 +31,10 @@ def add_commands(commands: Commands) -> None:
     )
     classify.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files")
     classify.add_argument("--top", type=int, default=1, help="classes to print for each image; default: 1")
+    classify.add_argument(
+        "--runtime", choices=["float32", "integer"], default="float32",
+        help="integer: spikes as bytes and int8 weights, on the CPU; default: float32",
+    )  # fmt: skip
 
     fold = commands.add(
         "fold",
@@ -65,12 +69,15 @@ def _classify(options: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
+    from ..inference.integer import integer
     from ..store.loading import load_with_config, transform_of
 
     network, manifest = load_with_config(options.network)
     spec = manifest.preprocessing
     if spec is not None and spec.frames is not None:
         raise ValueError(f"{options.network} classifies recordings of event cameras, not images")
+    if options.runtime == "integer":
+        network = integer(network)
     transform = transform_of(spec, options.network)
     names = manifest.label_names or [str(label) for label in range(network.num_classes)]
     table = new_table("image", "class", "probability")

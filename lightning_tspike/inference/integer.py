@@ -154,9 +154,9 @@ def integer(network: SpikingNetwork) -> SpikingNetwork:
     graph = copied.trace(torch.zeros(1, *copied.input_size))
     with torch.no_grad():
         model, layers = lower(graph, copied.model)
-    model = model.eval().to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)
     report = IntegerReport(layers, _bytes(model), sum(4 * p.numel() for p in network.model.parameters()))
-    made = IntegerNetwork(model, copied, report)
+    made = IntegerNetwork(model, copied, report).eval()
     made._per_image = _try_out(made)
     return made
 

@@ -1,7 +1,7 @@
 """The layers of the integer runtime: between them spikes are bytes (see :mod:`lightning_tspike.kernels.integer`).
 
-Convolutions and linear layers are oneDNN's, called through torch: bytes times int8 weights are summed up in 32 bits, and
-only the sum becomes a float32, ``scale * sum + bias`` for each output channel. So nothing is rounded except weights.
+Convolutions and linear layers are oneDNN's, called through torch: bytes times int8 weights are summed up in 32 bits,
+and only the sum becomes a float32, ``scale * sum + bias`` for each output channel. So weights are all that is rounded.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..files.weights import to_int8
 from ..kernels import integer as kernels
@@ -18,15 +19,19 @@ from ..neurons import SpikingNeuron
 from .pools import PoolOptions
 
 __all__ = [
+    "LARGEST_BYTE",
     "IntegerConv",
+    "IntegerHead",
     "IntegerLinear",
     "IntegerMaxPool",
     "IntegerNeuron",
     "IntegerPool",
+    "IntegerSameSize",
     "IntegerTotal",
     "IntegerWeighted",
 ]
 
+LARGEST_BYTE = 255
 _Pair = tuple[int, int]
 
 
@@ -64,9 +69,12 @@ class IntegerWeighted(nn.Module):
     def _pack(self, rounded: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _unpack(self) -> Tensor:
+        return self.packed.to_dense()
+
     # what oneDNN has arranged cannot be copied or pickled as it is
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "packed": self.packed.to_dense()}
+        return {**self.__dict__, "packed": self._unpack()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -86,14 +94,13 @@ class IntegerConv(IntegerWeighted):
 
     def __init__(self, weight: Tensor, conv: nn.Conv2d, padding: _Pair, zero_point: int, size: Sequence[int]) -> None:
         self._shape = list(conv.stride), list(padding), list(conv.dilation), conv.groups
+        self._kernel = list(conv.kernel_size)
         self._example = [1, conv.in_channels, *size]
         super().__init__(weight, conv.bias, zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.onednn.qconv2d_pointwise(
-            x, 1.0, self.zero_point, self.packed, self.scale, self._zeros, self.bias, *self._shape,
-            1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
+        run = _conv_operator if torch.compiler.is_compiling() else _conv
+        return run(x, self.packed, self.scale, self._zeros, self.bias, self.zero_point, *self._shape, self._kernel)
 
     def _pack(self, rounded: Tensor) -> Tensor:
         return torch.ops.onednn.qconv_prepack(rounded, self.scale, 1.0, self.zero_point, *self._shape, self._example)
@@ -103,13 +110,82 @@ class IntegerLinear(IntegerWeighted):
     """A linear layer: uint8 [N, F] -> float32 [N, F_out]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, self.zero_point, self.packed, self.scale, self._zeros, self.bias, 1.0, 0, torch.float32,
-            "none", [], "",
-        )  # fmt: skip
+        return self._multiply(x, self.zero_point, 1.0)
+
+    def _multiply(self, x: Tensor, zero_point: int, x_scale: float) -> Tensor:
+        run = _linear_operator if torch.compiler.is_compiling() else _linear
+        return run(x, self.packed, self.scale, self._zeros, self.bias, zero_point, x_scale)
 
     def _pack(self, rounded: Tensor) -> Tensor:
         return torch.ops.onednn.qlinear_prepack(rounded, [1, rounded.shape[1]])
+
+    def _unpack(self) -> Tensor:
+        return self.packed.to_dense().t().contiguous()  # oneDNN has it as [F, F_out]
+
+
+class IntegerHead(IntegerLinear):
+    """A linear layer on the means of maps: uint8 [N, C, H, W] -> float32 [N, K].
+
+    Args:
+        weight: As for :class:`IntegerWeighted`.
+        bias: As for :class:`IntegerWeighted`.
+        zero_point: The byte that is 0.
+        largest: The largest byte there can be.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, zero_point: int, largest: int) -> None:
+        super().__init__(weight, bias, zero_point)
+        self.largest = largest
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        size = height * width
+        window = (height, width), (1, 1), (0, 0)
+        if size * self.largest <= LARGEST_BYTE:
+            sums = kernels.pool(x, *window, zero_point=self.zero_point)
+            return self._multiply(sums.flatten(1), size * self.zero_point, 1 / size)
+        means = kernels.pool(x, *window, zero_point=self.zero_point, scale=1 / size)  # of large maps: in float32
+        return F.linear(means.flatten(1), self._unpack().float() * self.scale[:, None], self.bias)
+
+
+def _conv(
+    x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor, zero_point: int, stride: list[int],
+    padding: list[int], dilation: list[int], groups: int, kernel: list[int],
+) -> Tensor:  # fmt: skip
+    return torch.ops.onednn.qconv2d_pointwise(
+        x, 1.0, zero_point, packed, scale, zeros, bias, stride, padding, dilation, groups, 1.0, 0, torch.float32,
+        "none", [], "",
+    )  # fmt: skip
+
+
+def _linear(
+    x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor, zero_point: int, x_scale: float
+) -> Tensor:
+    return torch.ops.onednn.qlinear_pointwise(
+        x, x_scale, zero_point, packed, scale, zeros, bias, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+# torch.compile has rules of its own for oneDNN's layers, which take no weights from modules: it gets them in our name
+_conv_operator = torch.library.custom_op("lightning_tspike::integer_conv", _conv, mutates_args=())
+_linear_operator = torch.library.custom_op("lightning_tspike::integer_linear", _linear, mutates_args=())
+
+
+@_conv_operator.register_fake
+def _(
+    x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor, zero_point: int, stride: list[int],
+    padding: list[int], dilation: list[int], groups: int, kernel: list[int],
+) -> Tensor:  # fmt: skip
+    shapes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in shapes]
+    return x.new_empty((x.shape[0], scale.shape[0], *size), dtype=torch.float32).contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+@_linear_operator.register_fake
+def _(x: Tensor, packed: Tensor, scale: Tensor, zeros: Tensor, bias: Tensor, zero_point: int, x_scale: float) -> Tensor:
+    return x.new_empty((x.shape[0], scale.shape[0]), dtype=torch.float32)
 
 
 class _Sum(nn.Module):
@@ -202,11 +278,14 @@ class IntegerPool(nn.Module):
         window: Kernel, stride and padding; None for a window that is the whole map.
         zero_point: The byte that is 0.
         scale: Factor of the sum, of a whole map that of its mean; None for a sum as bytes.
+        is_whole: Whether it is right only for maps that are as large as some windows.
     """
 
-    def __init__(self, window: tuple[_Pair, _Pair, _Pair] | None, zero_point: int, scale: float | None) -> None:
+    def __init__(
+        self, window: tuple[_Pair, _Pair, _Pair] | None, zero_point: int, scale: float | None, *, is_whole: bool = False
+    ) -> None:
         super().__init__()
-        self.window, self.zero_point, self.scale = window, zero_point, scale
+        self.window, self.zero_point, self.scale, self.is_whole = window, zero_point, scale, is_whole
 
     def forward(self, x: Tensor) -> Tensor:
         size: Any = tuple(x.shape[2:])
@@ -214,4 +293,29 @@ class IntegerPool(nn.Module):
         if window is None:
             assert scale is not None
             window, scale = (size, size, (0, 0)), scale / (size[0] * size[1])
+        elif self.is_whole and any((n + 2 * p - k) % s for n, k, s, p in zip(size, *window, strict=True)):
+            raise ValueError(
+                f"an average pool here meets maps of {size[0]} x {size[1]}, which its windows do not divide: the "
+                "integer runtime takes images of which they divide every map, as those of the network's input_size"
+            )
         return kernels.pool(x, *window, zero_point=self.zero_point, scale=scale)
+
+
+class IntegerSameSize(nn.Module):
+    """An adaptive average pool that changes nothing: uint8 [N, C, H, W] -> the same.
+
+    Args:
+        size: H and W.
+    """
+
+    def __init__(self, size: _Pair) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[2:]) != self.size:
+            raise ValueError(
+                f"an adaptive pool here meets maps of {x.shape[2]} x {x.shape[3]} instead of {self.size[0]} x "
+                f"{self.size[1]}: the integer runtime takes images of the network's input_size alone here"
+            )
+        return x

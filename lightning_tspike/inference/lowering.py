@@ -8,10 +8,11 @@ form       stands for                                              where it come
 ``Bytes``  gauge * (byte - zero point), of whole numbers           neurons; what moves, adds, pools them
 ``Real``   itself, float32                                         layers with weights, and all that has no integer form
 ``Total``  sum of scale * form, + shift, not computed yet          additions and batch norms, until someone needs it
+``Mean``   means of maps of bytes, not computed yet                pools over whole maps, until someone needs it
 ========== ======================================================= ====================================================
 
-A neuron takes a ``Total`` as it is: it adds up in its own pass over memory. A batch norm behind a layer with int8 weights
-becomes part of that layer's scale and bias. A layer that reads bytes takes their gauge into its weights.
+A neuron takes a ``Total`` as it is: it adds up in its own pass over memory. A batch norm behind a layer with int8
+weights becomes part of that layer's scale and bias. A layer that reads bytes takes their gauge into its weights.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from ..graph.operations import NORMS
 from ..graph.rules import Join, Local, Move, Pointwise, Reduce, rule_of
 from ..neurons import BinaryLIF, SpikingNeuron, TernaryIF, TernaryLIF
 from .integer_layers import (
+    LARGEST_BYTE,
     IntegerConv,
+    IntegerHead,
     IntegerLinear,
     IntegerMaxPool,
     IntegerNeuron,
     IntegerPool,
+    IntegerSameSize,
     IntegerTotal,
     IntegerWeighted,
 )
@@ -44,7 +48,6 @@ from .pools import pool_options
 __all__ = ["LoweringError", "lower"]
 
 _NEURONS = (TernaryLIF, TernaryIF, BinaryLIF)
-_LARGEST_BYTE = 255
 
 
 class LoweringError(RuntimeError):
@@ -90,7 +93,15 @@ class Total:
     shift: Tensor
 
 
-Form = Bytes | Real | Total
+@dataclass(frozen=True)
+class Mean:
+    """The means of whole maps, [N, C, 1, 1], or [N, C] where ``is_flat``."""
+
+    maps: Bytes
+    is_flat: bool
+
+
+Form = Bytes | Real | Total | Mean
 _ONE, _ZERO = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
 
 
@@ -135,9 +146,9 @@ class _Lowering:
                 self.report[_name(node)] = None if form is not None else self.why
             if form is None:
                 form = Real(self._copy(node))
-            if isinstance(form, Total) and len(node.users) > 1:  # computed once, not once for each of them
-                form = Real(self._total(form, node))
             self.forms[node] = form
+            if isinstance(form, (Total, Mean)) and len(node.users) > 1:  # computed once, not once for each of them
+                self.forms[node] = Real(self._real(node))
         return fx.GraphModule(self.parts, self.graph), self.report
 
     def _is_reported(self, node: fx.Node) -> bool:
@@ -202,12 +213,19 @@ class _Lowering:
 
     def _weighted(self, node: fx.Node, layer: Any, x: fx.Node) -> Form | None:
         form = self.forms[x]
-        if not isinstance(form, Bytes):
+        if not isinstance(form, (Bytes, Mean)):
             self.why = "reads real numbers"
             return None
         if node.op != "call_module":
             self.why = "called as a function"
             return None
+        if isinstance(form, Mean):
+            if not (isinstance(layer, nn.Linear) and form.is_flat):
+                self.why = "reads means"
+                return None
+            maps = form.maps
+            head = IntegerHead(_with_gauge(layer, maps.gauge), layer.bias, maps.zero_point, maps.zero_point + maps.high)
+            return Real(self._call(_name(node), head, [maps.node]))
         weight = _with_gauge(layer, form.gauge)
         if isinstance(layer, nn.Linear) and x.meta["value"].ndim == 2:
             new: IntegerWeighted = IntegerLinear(weight, layer.bias, form.zero_point)
@@ -232,25 +250,24 @@ class _Lowering:
         is_difference = "sub" in getattr(node.target, "__name__", str(node.target))
         if isinstance(a, Bytes) and isinstance(b, Bytes) and not is_difference and _is_same_number(a.gauge, b.gauge):
             zero_point, low, high = a.zero_point + b.zero_point, a.low + b.low, a.high + b.high
-            if zero_point + high <= _LARGEST_BYTE:
+            if zero_point + high <= LARGEST_BYTE:
                 return Bytes(self.graph.call_function(operator.add, (a.node, b.node)), zero_point, low, high, a.gauge)
         a, b = self._as_total(first), self._as_total(second)
         sign = -_ONE if is_difference else _ONE
         seconds = tuple((form, _product(scale, sign)) for form, scale in b.terms)
-        if b.shift is _ZERO:
-            shift = a.shift
-        else:
-            shift = a.shift + sign * b.shift
-        return Total((*a.terms, *seconds), shift)
+        return Total((*a.terms, *seconds), a.shift if b.shift is _ZERO else a.shift + sign * b.shift)
 
     def _move(self, node: fx.Node) -> Form | None:
         forms = [self.forms[n] for n in node.all_input_nodes]
+        if isinstance(forms[0], Mean):
+            is_flatten = node.op == "call_module" or node.target in (torch.flatten, "flatten")
+            return replace(forms[0], is_flat=True) if is_flatten and node.meta["value"].ndim == 2 else None
         movable = [f for f in forms if isinstance(f, Bytes) and f.gauge.numel() == 1]
         if not movable or len(movable) < len(forms) or any(f.gauge != movable[0].gauge for f in movable):
             return None
         zero_point = max(f.zero_point for f in movable)
         low, high = min(f.low for f in movable), max(f.high for f in movable)
-        if zero_point + high > _LARGEST_BYTE:
+        if zero_point + high > LARGEST_BYTE:
             return None
         moved = {}
         for n, form in zip(node.all_input_nodes, movable, strict=True):
@@ -281,16 +298,20 @@ class _Lowering:
         given = pool_options(node, self.modules)
         if given is None:
             return None
+        if given.size is not None:  # it changes nothing
+            return replace(form, node=self._call(_name(node), IntegerSameSize(given.size), [form.node]))
         if given.is_max:
             return replace(form, node=self._call(_name(node), IntegerMaxPool(given), [form.node]))
         if given.window is None:
-            return self._mean(node, form)
+            return Mean(form, is_flat=False)
         kernel, _, _ = given.window
         size, divisor = kernel[0] * kernel[1], given.divisor
-        if size * (form.zero_point + form.high) <= _LARGEST_BYTE:
-            call = self._call(_name(node), IntegerPool(given.window, form.zero_point, None), [form.node])
+        if size * (form.zero_point + form.high) <= LARGEST_BYTE:
+            pool = IntegerPool(given.window, form.zero_point, None, is_whole=given.ceil_mode)
+            call = self._call(_name(node), pool, [form.node])
             return Bytes(call, size * form.zero_point, size * form.low, size * form.high, form.gauge / divisor)
-        call = self._call(_name(node), IntegerPool(given.window, form.zero_point, 1 / divisor), [form.node])
+        pool = IntegerPool(given.window, form.zero_point, 1 / divisor, is_whole=given.ceil_mode)
+        call = self._call(_name(node), pool, [form.node])
         return Total(((Real(call), form.gauge),), _ZERO)
 
     def _reduce(self, node: fx.Node) -> Form | None:
@@ -300,16 +321,7 @@ class _Lowering:
         is_mean = node.target in (torch.mean, "mean")
         if not isinstance(form, Bytes) or not is_mean or ndim != 4 or sorted(dims) != [2, 3]:
             return None
-        mean = self._mean(node, form)
-        if keepdim:
-            return mean
-        flat = self.graph.call_function(torch.flatten, (mean.terms[0][0].node, 1))
-        return replace(mean, terms=((Real(flat), mean.terms[0][1]),))
-
-    def _mean(self, node: fx.Node, form: Bytes) -> Total:
-        """The mean of whole maps."""
-        call = self._call(_name(node), IntegerPool(None, form.zero_point, 1.0), [form.node])
-        return Total(((Real(call), form.gauge),), _ZERO)
+        return Mean(form, is_flat=not keepdim)
 
     # ------------------------------------------------------------------------------------------- nodes of the new graph
 
@@ -355,6 +367,12 @@ class _Lowering:
 
     def _as_total(self, node: fx.Node) -> Total:
         form = self.forms[node]
+        if isinstance(form, Mean):
+            maps = form.maps
+            call = self._call(f"{_name(node)}_mean", IntegerPool(None, maps.zero_point, 1.0), [maps.node])
+            if form.is_flat:
+                call = self.graph.call_function(torch.flatten, (call, 1))
+            return Total(((Real(call), maps.gauge),), _ZERO)
         return form if isinstance(form, Total) else Total(((form, _ONE),), _ZERO)
 
     def _sum_of(self, total: Total, x: fx.Node) -> tuple[int, list[Tensor | None], list[int], Tensor | None]:

@@ -25,8 +25,9 @@ class PoolOptions:
         is_max: Whether it takes the largest of each window, else the mean.
         window: Kernel, stride and padding; None for the mean of whole maps.
         dilation: Of a max pool.
-        ceil_mode: Of a max pool.
+        ceil_mode: Whether windows may reach over the edge; of a mean: whether they would, at another size.
         divisor: What the sum of a window is divided by.
+        size: Of a pool that changes nothing: the only size of maps of which that is true.
     """
 
     is_max: bool
@@ -34,6 +35,7 @@ class PoolOptions:
     dilation: _Pair = (1, 1)
     ceil_mode: bool = False
     divisor: int = 1
+    size: _Pair | None = None
 
 
 _MAX = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
@@ -55,7 +57,10 @@ def pool_options(node: fx.Node, modules: Mapping[str, nn.Module]) -> PoolOptions
     given: dict[str, Any]
     if isinstance(module, nn.AdaptiveAvgPool2d) or node.target is F.adaptive_avg_pool2d:
         size = module.output_size if module is not None else arguments_of(node, "input", "output_size")["output_size"]
-        return PoolOptions(False, None) if size in (1, (1, 1), [1, 1]) else None
+        if size in (1, (1, 1), [1, 1]):
+            return PoolOptions(False, None)
+        same = tuple(node.meta["value"].shape[2:])
+        return PoolOptions(False, None, size=same) if node.all_input_nodes[0].meta["value"].shape[2:] == same else None
     if isinstance(module, nn.MaxPool2d) or node.target in (F.max_pool2d, torch.max_pool2d):
         is_max, names = True, _MAX
     elif isinstance(module, nn.AvgPool2d) or node.target is F.avg_pool2d:
@@ -73,10 +78,13 @@ def pool_options(node: fx.Node, modules: Mapping[str, nn.Module]) -> PoolOptions
         return None if given["return_indices"] else PoolOptions(
             True, window, _pair(given["dilation"]), bool(given["ceil_mode"])
         )  # fmt: skip
+    maps = node.all_input_nodes[0].meta["value"].shape[2:]
+    reaches_over = given["ceil_mode"] and any((n + 2 * p - k) % s for n, k, s, p in zip(maps, *window, strict=True))
     divides_alike = given["count_include_pad"] or not any(window[2]) or given["divisor_override"]
-    if given["ceil_mode"] or not divides_alike:
+    if reaches_over or not divides_alike:
         return None
-    return PoolOptions(False, window, divisor=given["divisor_override"] or kernel[0] * kernel[1])
+    divisor = given["divisor_override"] or kernel[0] * kernel[1]
+    return PoolOptions(False, window, ceil_mode=bool(given["ceil_mode"]), divisor=divisor)
 
 
 def _pair(value: Any) -> _Pair:

@@ -111,6 +111,11 @@ def neuron(
     Returns:
         Spikes as bytes, uint8 [T*B, ...] with zero point 1 (binary neurons: 0), and what ``keep`` asks for.
     """
+    if torch.compiler.is_compiling():
+        xs, scales, zero_points = _apart(currents)
+        options = timesteps, shift, decay, reset, is_ternary, static_input, past
+        out, kept = torch.ops.lightning_tspike.integer_neuron(xs, scales, zero_points, threshold, *options)
+        return out, kept if keep else None
     xs = [_channels_last(current.x) for current in currents]
     batch = len(xs[0]) if static_input else len(xs[0]) // timesteps
     shape = (batch, *xs[0].shape[1:])
@@ -129,6 +134,8 @@ def neuron(
 
 def total(currents: Sequence[Current], shift: Tensor | None = None) -> Tensor:
     """The sum of some currents as float32, [N, C, ...]; arguments as for :func:`neuron`."""
+    if torch.compiler.is_compiling():
+        return torch.ops.lightning_tspike.integer_total(*_apart(currents), shift)
     xs = [_channels_last(current.x) for current in currents]
     out = _empty(tuple(xs[0].shape), torch.float32)
     described = _describe(xs, currents, 0)
@@ -162,16 +169,88 @@ def pool(
         [N, C, H', W'] with channels last: ``scale`` times the sum of the numbers that the bytes stand for, float32; or
         the sum of the bytes, uint8, whose zero point is that of ``x`` times the size of a window.
     """
+    if torch.compiler.is_compiling():
+        return torch.ops.lightning_tspike.integer_pool(x, kernel, stride, padding, zero_point, scale)
     x = _channels_last(x)
+    out = _pooled(x, kernel, stride, padding, scale)
     images, channels, *size = x.shape
-    out_size = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True)]
-    out = _empty((images, channels, *out_size), torch.uint8 if scale is None else torch.float32)
+    out_size = out.shape[2:]
     struct = _Pool(
         _address(x), _address(out), images, channels, *size, *out_size, *kernel, *stride, *padding, zero_point,
         1.0 if scale is None else scale,
     )  # fmt: skip
     _library("hard").integer_pool(ctypes.byref(struct), ctypes.c_int32(scale is None))
     return out
+
+
+# For torch.compile the same as operators, which it takes into its graphs as they are. Without it they would cost time.
+
+
+@torch.library.custom_op("lightning_tspike::integer_neuron", mutates_args=())
+def _neuron_operator(
+    xs: list[Tensor], scales: list[Tensor], zero_points: list[int], threshold: Tensor, timesteps: int,
+    shift: Tensor | None, decay: float, reset: str, is_ternary: bool, static_input: bool, past: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, left = neuron(
+        _together(xs, scales, zero_points), threshold, timesteps, shift=shift, decay=decay,
+        reset="soft" if reset == "soft" else "hard", is_ternary=is_ternary, static_input=static_input, past=past,
+        keep=True,
+    )  # fmt: skip
+    assert left is not None
+    return out, left
+
+
+@_neuron_operator.register_fake
+def _(
+    xs: list[Tensor], scales: list[Tensor], zero_points: list[int], threshold: Tensor, timesteps: int,
+    shift: Tensor | None, decay: float, reset: str, is_ternary: bool, static_input: bool, past: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    batch = xs[0].shape[0] if static_input else xs[0].shape[0] // timesteps
+    shape = xs[0].shape[1:]
+    return _empty((timesteps * batch, *shape), torch.uint8), _empty((batch, *shape), torch.float32)
+
+
+@torch.library.custom_op("lightning_tspike::integer_total", mutates_args=())
+def _total_operator(xs: list[Tensor], scales: list[Tensor], zero_points: list[int], shift: Tensor | None) -> Tensor:
+    return total(_together(xs, scales, zero_points), shift)
+
+
+@_total_operator.register_fake
+def _(xs: list[Tensor], scales: list[Tensor], zero_points: list[int], shift: Tensor | None) -> Tensor:
+    return _empty(tuple(xs[0].shape), torch.float32)
+
+
+@torch.library.custom_op("lightning_tspike::integer_pool", mutates_args=())
+def _pool_operator(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], zero_point: int, scale: float | None
+) -> Tensor:
+    window: Any = tuple(kernel), tuple(stride), tuple(padding)
+    return pool(x, *window, zero_point=zero_point, scale=scale)
+
+
+@_pool_operator.register_fake
+def _(
+    x: Tensor, kernel: list[int], stride: list[int], padding: list[int], zero_point: int, scale: float | None
+) -> Tensor:
+    return _pooled(x, kernel, stride, padding, scale)
+
+
+def _apart(currents: Sequence[Current]) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    """Currents as an operator takes them: an empty tensor for no scale."""
+    scales = [current.x.new_empty(0) if current.scale is None else current.scale for current in currents]
+    return [current.x for current in currents], scales, [current.zero_point for current in currents]
+
+
+def _together(xs: list[Tensor], scales: list[Tensor], zero_points: list[int]) -> list[Current]:
+    return [Current(x, s if s.numel() else None, z) for x, s, z in zip(xs, scales, zero_points, strict=True)]
+
+
+def _pooled(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], scale: float | None
+) -> Tensor:
+    """Memory for the result of a pool."""
+    size = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(x.shape[2:], kernel, stride, padding, strict=True)]
+    return _empty((x.shape[0], x.shape[1], *size), torch.uint8 if scale is None else torch.float32)
 
 
 @functools.cache

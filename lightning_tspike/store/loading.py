@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -12,13 +12,16 @@ from ..data.event_frames import frames_transform
 from ..data.image_transforms import any_image_transform
 from ..files.input_spec import InputSpec
 from ..files.weights import Precision
+from ..inference.integer import integer
 from ..network.spiking_network import SpikingNetwork
 from ..neurons import check_timesteps
 from .catalog import ZooError
 from .manifest import Manifest
 from .source import open_source
 
-__all__ = ["load", "load_with_config", "transform_of", "transforms"]
+__all__ = ["Runtime", "load", "load_with_config", "transform_of", "transforms"]
+
+Runtime = Literal["float32", "integer"]
 
 
 def load(
@@ -30,6 +33,7 @@ def load(
     dtype: torch.dtype | None = None,
     timesteps: int | None = None,
     model: torch.nn.Module | None = None,
+    runtime: Runtime = "float32",
 ) -> SpikingNetwork:
     """Load a network, ready to classify.
 
@@ -44,13 +48,15 @@ def load(
         dtype: What to convert it to; it is float32 whatever the precision of the file.
         timesteps: Number of time steps T for which it is shown an image; default is that of its training.
         model: Where the network is of a class of your own, which no file brings along: an instance of it.
+        runtime: ``"integer"`` makes it run on integers, on the CPU (:func:`lightning_tspike.inference.integer`).
 
     Returns:
         The network in eval mode: images [B, C, H, W] or frames [B, T, C, H, W] -> logits [B, K]. Its
         ``pretrained_cfg`` has what is known of its input and classes.
 
     Raises:
-        ValueError: ``timesteps`` is no whole number of at least 1.
+        ValueError: ``timesteps`` is no whole number of at least 1; ``runtime`` is another, or an integer one is wanted on
+            another device or in another dtype than the CPU and float32.
         ZooError: There is nothing of that name, or the entry is planned and has no weights yet, or there is no unfolded
             network.
         lightning_tspike.store.hub.HubError: The Hub cannot be reached, or does not have it.
@@ -59,11 +65,16 @@ def load(
     """
     if timesteps is not None:
         check_timesteps(timesteps)  # before anything is fetched
+    if runtime not in get_args(Runtime):
+        raise ValueError(f"runtime must be one of {list(get_args(Runtime))}, got {runtime!r}")
+    if runtime == "integer" and (torch.device(device or "cpu").type != "cpu" or dtype not in (None, torch.float32)):
+        raise ValueError(f"the integer runtime is for the CPU and float32 inputs, got device={device}, dtype={dtype}")
     network, _ = load_with_config(name_or_path, folded=folded, precision=precision, model=model)
     if timesteps is not None:
         network.timesteps = timesteps
     with torch.inference_mode(False):
-        return network.to(device=device, dtype=dtype)
+        network = network.to(device=device, dtype=dtype)
+        return integer(network) if runtime == "integer" else network
 
 
 def load_with_config(
