@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import inference, inference_memory, inference_report
+from benchmarks import inference, inference_memory, inference_report, integer_decisions
 from benchmarks.inference_engines import Layer, layers_of
 from benchmarks.inference_networks import folded_network
 from benchmarks.measuring import RESULTS
+from lightning_tspike import zoo
 from lightning_tspike.inference.integer import why_not
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig
@@ -133,3 +134,21 @@ def test_unknown_part(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         inference.main(["--parts", "speed,size"])
     assert "--parts has size; there are speed, memory, engines" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(why_not() is not None, reason="no integer runtime on this machine")
+def test_integers_decide_as_float32_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = integer_decisions.main(["--output", str(tmp_path)])
+    (row,) = results["rows"]
+    assert (row["entry"], row["samples"]) == ("tspike-digits", 360)
+    assert integer_decisions.holds(row)
+    assert row["decided differently"] == round(360 * (1 - row["alike"]))
+    assert set(results["left out"]) == set(zoo.list(status="trained")) - {"tspike-digits"}  # they need a folder
+    page = (tmp_path / "integer_decisions.md").read_text()
+    assert "| tspike-digits | 360 |" in page
+    assert "tspike-cifar10" in page
+    assert not integer_decisions.holds(row | {"alike": 0.998})
+    assert not integer_decisions.holds(row | {"accuracy, integer": row["accuracy, card"] - 0.002})
+    with pytest.raises(SystemExit):
+        integer_decisions.main(["tspike-digit=."])
+    assert "there is no trained entry tspike-digit; there are" in capsys.readouterr().err
