@@ -9,8 +9,9 @@ network is compiled and runs in bfloat16 with channels last; SGD with Nesterov m
 rate that rises linearly for a fifth of all steps and falls linearly to 0 (after Smith and Topin, arXiv 1708.07120).
 
 The clock starts when the images are on the device: building the network, compiling, training and the test after each
-epoch count. An epoch that would end after ``--minutes`` is not begun. What is left is folded, its weights are rounded
-to int8 and read back from disk, and all of them are measured in float32, without any choice between epochs:
+epoch count. An epoch that would end after ``--minutes`` is not begun; ``--epochs auto`` measures one first, and makes
+the schedule as long as the minutes allow. What is left is folded, its weights are rounded to int8 and read back from
+disk, and all of them are measured in float32, without any choice between epochs:
 
 * PREFIX.json: machine, command, times, accuracies; first when training ends, again when all is measured;
 * PREFIX.jsonl: a line per epoch, written while training goes on;
@@ -56,6 +57,7 @@ TARGETS = (0.90, 0.93, 0.94)
 TIMESTEPS = 2
 PADDING = 4
 EVALUATION_BATCH = 2000
+SPARE = 1.03  # epochs that take so many times as long as the one that was measured still end in time
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,18 @@ class Training:
             self.optimizer, lambda step: float(np.interp(step + 0.5, corners, [0, 1, 0]))
         )
 
+    def seconds_of_an_epoch(self, test: Images) -> float:
+        """How long an epoch takes, from one that leaves no trace but in optimizer, schedule and random numbers."""
+        before = self._state()
+        begin = time.perf_counter()
+        self.epoch(0)  # waits for the device
+        self.classify(test)
+        self.network.load_state_dict(before)
+        return time.perf_counter() - begin
+
     def compile(self, test: Images) -> None:
         """Compile the network for all that is to come, and leave its weights and statistics as they were."""
-        before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        before = self._state()
         pixels, labels = (tensor[: self.args.batch_size] for tensor in (self.train.x, self.train.y))
         # two batch sizes, of training and of testing, are no reason for any size
         self.network.model.compile(dynamic=False)
@@ -164,6 +175,10 @@ class Training:
         """As :func:`classify`, in the precision of training."""
         with self.autocast():
             return classify(self.network, images)
+
+    def _state(self) -> dict[str, Tensor]:
+        """A copy of the network's weights and statistics."""
+        return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
 
     def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with self.autocast():
@@ -211,9 +226,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network = create_network(config).to(device, memory_format=torch.channels_last)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
+    wanted, args.epochs = args.epochs, args.epochs or 1
     training = Training(network, train, args)
     if args.compile:
         training.compile(test)
+    if wanted is None:
+        duration = training.seconds_of_an_epoch(test)
+        left = 60 * args.minutes - (time.perf_counter() - start)
+        args.epochs = max(1, int(left / (SPARE * duration)))
+        training = Training(network, train, args)
     compiled = time.perf_counter()
     log = _train(training, test, args, start)
     trained = time.perf_counter()
@@ -320,12 +341,16 @@ def _count(text: str) -> int:
     return count
 
 
+def _epochs(text: str) -> int | None:
+    return None if text == "auto" else _count(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_accuracy", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="with train.npz and test.npz")
     add("--output", type=Path, default=RESULTS, metavar="PREFIX", help="of the files that are written (%(default)s)")
-    add("--epochs", type=_count, default=120, help="length of the schedule (%(default)s)")
+    add("--epochs", type=_epochs, default=120, help="length of the schedule; auto: what --minutes allow (%(default)s)")
     add("--minutes", type=float, default=10.0, help="begin no epoch that would end later (%(default)s)")
     add("--batch-size", type=_count, default=512, help="(%(default)s)")
     add("--lr", type=float, default=0.1, help="peak for a batch of 128, grows with the batch (%(default)s)")

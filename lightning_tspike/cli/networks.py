@@ -69,7 +69,7 @@ def _classify(options: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from ..inference.integer import integer
+    from ..inference.integer_network import integer
     from ..store.loading import load_with_config, transform_of
 
     network, manifest = load_with_config(options.network)

@@ -1,5 +1,5 @@
 """Running trained networks: whole, a time step at a time, and in other programs."""
 
-from .integer import IntegerNetwork, IntegerReport, integer
+from .integer_network import IntegerNetwork, IntegerReport, integer
 
 __all__ = ["IntegerNetwork", "IntegerReport", "integer"]

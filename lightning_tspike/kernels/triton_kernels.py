@@ -90,9 +90,15 @@ def _as_tensor(decay: Tensor | float, like: Tensor) -> Tensor:
 
 
 @triton.jit
+def _strips(columns, COLUMNS: tl.constexpr):
+    """How many programs lie side by side: cdiv, whose sum would leave 32 bits for the largest of numbers."""
+    return (columns - 1) // COLUMNS + 1
+
+
+@triton.jit
 def _tile(rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Rows and columns of this program's neurons, which of them exist, where they lie, and how far a time step is."""
-    strips = tl.cdiv(columns, COLUMNS)
+    strips = _strips(columns, COLUMNS)
     row = tl.program_id(0) // strips * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.program_id(0) % strips * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = (row < rows) & (column < columns)
@@ -199,7 +205,7 @@ def _backward(
     NEEDS_THRESHOLD: tl.constexpr, NEEDS_DECAY: tl.constexpr,
 ) -> None:  # fmt: skip
     row, column, inside, at, step = _tile(rows, columns, ROWS, COLUMNS)
-    strips = tl.cdiv(columns, COLUMNS)
+    strips = _strips(columns, COLUMNS)
     a = _value(amplitude, row, column, columns, channels, AMPLITUDE_BY)
     theta = _value(threshold, row, column, columns, channels, THRESHOLD_BY)
     tau = tl.load(decay)

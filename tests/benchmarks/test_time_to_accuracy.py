@@ -106,6 +106,13 @@ def test_time_limit(data: Path, tmp_path: Path) -> None:
     assert zoo.load(tmp_path / "run.folded").num_classes == 10
 
 
+def test_as_many_epochs_as_the_minutes_allow(data: Path, tmp_path: Path) -> None:
+    options = ("--epochs", "auto", "--minutes", "0.05", "--limit-train", "64", "--limit-test", "20", *TINY)
+    results, log = run(data, tmp_path / "run", *options, "--no-compile")
+    assert results["settings"]["epochs"] >= results["epochs"] == len(log)
+    assert results["settings"]["epochs"] > 1
+
+
 def test_bfloat16(data: Path, tmp_path: Path) -> None:
     options = ("--epochs", "2", "--limit-train", "256", "--precision", "bfloat16", "--no-compile")
     results, log = run(data, tmp_path / "run", *options)
