@@ -31,7 +31,7 @@ import torch
 
 from lightning_tspike.analysis.runtimes import FLOAT32, RUNTIMES, ann_of, prepare
 from lightning_tspike.analysis.speed import count_spikes
-from lightning_tspike.inference.integer import IntegerNetwork, integer
+from lightning_tspike.inference.integer_network import IntegerNetwork, integer
 from lightning_tspike.network import SpikingNetwork
 
 from . import rivals

@@ -23,7 +23,7 @@ from typing import Any
 from lightning_tspike import zoo
 from lightning_tspike.analysis import evaluate
 from lightning_tspike.cli.data import recipe_data
-from lightning_tspike.inference.integer import integer, why_not
+from lightning_tspike.inference.integer_network import integer, why_not
 
 from .measuring import RESULTS, machine, table, write
 

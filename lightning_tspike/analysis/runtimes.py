@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..graph.activations import replace_module
 from ..graph.tracing import TraceError
-from ..inference.integer import integer, why_not
+from ..inference.integer_network import integer, why_not
 from ..inference.lowering import LoweringError
 from ..kernels import can_compile
 from ..network.config import OWN

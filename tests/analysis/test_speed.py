@@ -13,7 +13,7 @@ from lightning_tspike import TernaryLIF, ternarize, zoo
 from lightning_tspike._observe import observing
 from lightning_tspike.analysis import measure_energy, measure_speed
 from lightning_tspike.analysis.runtimes import RUNTIMES, ann_of, prepare
-from lightning_tspike.inference.integer import why_not
+from lightning_tspike.inference.integer_network import why_not
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig
 from lightning_tspike.neurons import SpikingNeuron

@@ -16,7 +16,7 @@ from benchmarks.inference_engines import Layer, layers_of
 from benchmarks.inference_networks import folded_network
 from benchmarks.measuring import RESULTS
 from lightning_tspike import zoo
-from lightning_tspike.inference.integer import why_not
+from lightning_tspike.inference.integer_network import why_not
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig
 
