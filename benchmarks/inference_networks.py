@@ -35,10 +35,11 @@ def folded_network(backbone: str, timesteps: int, size: int) -> SpikingNetwork:
 @torch.no_grad()
 def calibrate(network: nn.Module, size: int) -> None:
     """Give every batch norm the statistics of what it gets for noise [8, 3, size, size], in place; then eval mode."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all passes, here one
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all passes, here one
+            nn.init.ones_(norm.weight)  # timm's residual blocks start with 0, so that nothing passes but the shortcut
     network.train()(torch.randn(8, 3, size, size))
     network.eval()
 

@@ -16,6 +16,7 @@ from benchmarks.inference_engines import Layer, layers_of
 from benchmarks.inference_networks import folded_network
 from benchmarks.measuring import RESULTS
 from lightning_tspike import zoo
+from lightning_tspike.analysis.speed import count_spikes
 from lightning_tspike.inference.integer_network import why_not
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig
@@ -45,6 +46,13 @@ def test_small_run(tmp_path: Path, threads: None) -> None:
     assert engines.get("oneDNN int8 differs by", 0) < 1e-5  # int8 weights and spikes are exact
     assert engines["rows"][-1]["in the network"] == sum(row["in the network"] for row in engines["rows"][:-1])
     assert inference_report.section(results) in (tmp_path / "inference.md").read_text()
+
+
+def test_the_network_fires_as_a_trained_one() -> None:
+    network = folded_network("resnet10t", 2, 32)
+    rates = {name: layer.firing_rate for name, layer in count_spikes(network, torch.randn(4, 3, 32, 32)).items()}
+    assert all(0.4 < rate.total < 0.9 for rate in rates.values())
+    assert all(min(rate.positive, rate.negative) > 0.03 for rate in rates.values())  # residual branches work, too
 
 
 def test_which_layers_are_compared() -> None:
