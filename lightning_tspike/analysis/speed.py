@@ -136,7 +136,7 @@ class SpeedReport:
         energy = self.energy
         return (
             f"T = {self.timesteps}, batch size {self.batch_size}, {'x'.join(map(str, self.input_size))}, {device}, "
-            f"{self.machine['threads']} threads\ninput: {self.input}\n{table_text(speeds)}"
+            f"threads: {self.machine['threads']}\ninput: {self.input}\n{table_text(speeds)}"
             + "".join(f"{name}: {remark}\n" for name, remark in self.remarks.items())
             + "".join(f"not measured: {name}: {why}\n" for name, why in self.missing.items())
             + f"{table_text(spikes)}per image {self.spikes:,.0f} spikes, mean firing rate {self.firing_rate:.3f}, "
@@ -218,9 +218,10 @@ def _time(network: SpikingNetwork, images: Tensor, rounds: int) -> dict[str, Any
     """What the report says of runtimes."""
     is_sequence = images.ndim == len(network.input_size) + 2
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    # drawn between the calls: a thread that draws would take time from what is measured
+    with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:
         bar = progress.add_task("preparing", total=len(RUNTIMES) + len(FLOAT32))
-        advance = partial(progress.advance, bar)
+        advance = partial(progress.update, bar, advance=1, refresh=True)
         runs, missing = prepare(RUNTIMES, network, images, after_each=advance)
         passes = images.flatten(0, 1) if is_sequence else images
         ann_runs, _ = prepare(FLOAT32, ann_of(network), passes, after_each=advance)
