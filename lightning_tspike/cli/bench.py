@@ -25,7 +25,7 @@ def add_commands(commands: Commands) -> None:
     bench = commands.add(
         "bench",
         _bench,
-        "time a network in every runtime, beside its ANN, and count its spikes",
+        "time a network in every runtime, beside its ANN",
         "Latency and throughput of a folded network in every runtime that is there, beside the ANN of the same "
         "architecture, all measured in turn; firing rates and synaptic operations. Spikes depend on the input: with a "
         "recipe that is its test set, otherwise noise, and the digits for a network that was trained on them.",
