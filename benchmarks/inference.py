@@ -4,7 +4,7 @@
                                    [--network resnet18] [--no-compile] [--parts speed,memory,engines] [--output FOLDER]
     python -m benchmarks.inference --docs     # write the section "Inference" of docs/speed.md from the results
 
-* ``speed``: a folded ternary network in each of ``lightning_tspike.analysis.runtimes.RUNTIMES``, timm's ANN of the same
+* ``speed``: a folded ternary network in each of torch's runtimes and on integers, timm's ANN of the same
   architecture in float32 (eager, channels last, compiled: the fastest is what ratios are to) and in ONNX Runtime
   (float32 and int8), and SpikingJelly's ternary ResNet where it is installed. All take turns, round by round; ratios
   are medians over the rounds. A round of a large batch takes long, so there are fewer of them.
@@ -23,7 +23,7 @@ import copy
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +114,17 @@ def _weights(network: SpikingNetwork) -> dict[str, Any]:
 def _speed(network: SpikingNetwork, batch: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows for one batch, all of them measured in turn."""
     images = torch.randn(batch, 3, options.size, options.size)
-    left_out = {"compiled"} if options.no_compile else set()
+    floats = {name: make for name, make in FLOAT32.items() if name != "compiled" or not options.no_compile}
+    in_torch = {**floats, "integer": RUNTIMES["integer"]}
     runs: dict[tuple[str, str, int | None], Callable[[], Any]] = {}
     for timesteps in options.timesteps:
         shown = copy.deepcopy(network)
         shown.timesteps = timesteps
-        made, _ = prepare(_without(RUNTIMES, left_out), shown, images)
+        made, _ = prepare(in_torch, shown, images)
         runs |= {(TERNARY, name, timesteps): run for name, run in made.items()}
     ann = ann_of(network)
     calibrate(ann, options.size)
-    made, _ = prepare(_without(FLOAT32, left_out), ann, images)
+    made, _ = prepare(floats, ann, images)
     runs |= {(ANN, name, None): run for name, run in made.items()}
     if jelly := _jelly(options.network, max(options.timesteps)):
         calibrate(jelly, options.size)
@@ -151,10 +152,6 @@ def _speed(network: SpikingNetwork, batch: int, options: argparse.Namespace) -> 
         }
         for (kind, runtime, timesteps), own in times.items()
     ]
-
-
-def _without(runtimes: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
-    return {name: make for name, make in runtimes.items() if name not in left_out}
 
 
 def _jelly(network: str, timesteps: int) -> rivals.SpikingJellyNetwork | None:

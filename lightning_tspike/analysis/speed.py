@@ -163,6 +163,7 @@ def measure_speed(
     batch_size: int = 1,
     rounds: int = 20,
     threads: int | None = None,
+    runtimes: Sequence[str] = tuple(RUNTIMES),
     input: str = "as given",
 ) -> SpeedReport:
     """Time a network in every runtime of :data:`lightning_tspike.analysis.runtimes.RUNTIMES`, in eval mode.
@@ -178,15 +179,18 @@ def measure_speed(
         batch_size: Images in a call.
         rounds: Calls of each runtime that count.
         threads: Threads of the CPU; default is what torch has.
+        runtimes: Only these of the runtimes; the ANN is timed in all of its own.
         input: What the samples are, for the report.
 
     Raises:
-        ValueError: ``batch_size``, ``rounds`` or ``threads`` is below 1, there are fewer samples than a batch has, or
-            they are not for this network.
+        ValueError: ``batch_size``, ``rounds`` or ``threads`` is below 1, a runtime is unknown, there are fewer samples
+            than a batch has, or they are not for this network.
     """
     for name, number in (("batch_size", batch_size), ("rounds", rounds), ("threads", threads)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, got {number!r}")
+    if unknown := [name for name in runtimes if name not in RUNTIMES]:
+        raise ValueError(f"runtimes must be among {', '.join(RUNTIMES)}; got {', '.join(map(repr, unknown))}")
     if samples is None:
         samples, input = _noise(network, max(batch_size, _SAMPLES))
     if len(samples) < batch_size:
@@ -196,7 +200,7 @@ def measure_speed(
     try:
         with _threads(threads):
             layers = count_spikes(network, samples)
-            timed = _time(network, samples[:batch_size], rounds)
+            timed = _time(network, samples[:batch_size], rounds, runtimes)
             facts = machine(samples.device.type)
         energy = measure_energy(network, samples)
     finally:
@@ -214,15 +218,15 @@ def measure_speed(
     )
 
 
-def _time(network: SpikingNetwork, images: Tensor, rounds: int) -> dict[str, Any]:
+def _time(network: SpikingNetwork, images: Tensor, rounds: int, runtimes: Sequence[str]) -> dict[str, Any]:
     """What the report says of runtimes."""
     is_sequence = images.ndim == len(network.input_size) + 2
     console = Console(stderr=True)
     # drawn between the calls: a thread that draws would take time from what is measured
     with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("preparing", total=len(RUNTIMES) + len(FLOAT32))
+        bar = progress.add_task("preparing", total=len(runtimes) + len(FLOAT32))
         advance = partial(progress.update, bar, advance=1, refresh=True)
-        runs, missing = prepare(RUNTIMES, network, images, after_each=advance)
+        runs, missing = prepare({name: RUNTIMES[name] for name in runtimes}, network, images, after_each=advance)
         passes = images.flatten(0, 1) if is_sequence else images
         ann_runs, _ = prepare(FLOAT32, ann_of(network), passes, after_each=advance)
         together = {(False, name): run for name, run in runs.items()} | {(True, n): run for n, run in ann_runs.items()}

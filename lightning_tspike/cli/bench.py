@@ -38,6 +38,7 @@ def add_commands(commands: Commands) -> None:
     bench.add_argument("--timesteps", type=int, help="time steps T; default: those of its training")
     bench.add_argument("--threads", type=int, help="of the CPU; default: torch's")
     bench.add_argument("--rounds", type=int, default=20, help="calls of each runtime that count; default: 20")
+    bench.add_argument("--runtimes", metavar="NAME,...", help="only these, such as eager,integer; default: all")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     bench.add_argument("--recipe", help="whose test set is the input; options such as --data.root=PATH change it")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, too")
@@ -55,6 +56,7 @@ def _bench(options: argparse.Namespace) -> None:
     import torch
 
     from ..analysis import measure_speed
+    from ..analysis.runtimes import RUNTIMES
     from ..files.atomic import whole_file
     from ..store.catalog import find_entry
     from ..store.loading import load
@@ -76,6 +78,7 @@ def _bench(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         rounds=options.rounds,
         threads=options.threads,
+        runtimes=list(RUNTIMES) if options.runtimes is None else options.runtimes.split(","),
         input=words,
     )
     print(f"{options.network}: {report}")

@@ -19,7 +19,14 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*compiler.*")
 def test_table_and_json(tspike: Callable[..., Any], no_compiler: None, tmp_path: Path) -> None:
-    words = ("--rounds=2", "--batch-size=2", "--timesteps=3", "--threads=1", "--json=speed.json")
+    words = (
+        "--rounds=2",
+        "--batch-size=2",
+        "--timesteps=3",
+        "--threads=1",
+        "--runtimes=eager,compiled",
+        "--json=speed.json",
+    )
     result = tspike("bench", "tspike-digits", *words)
     assert result.status is None, result.stderr
     found = json.loads((tmp_path / "speed.json").read_text())
@@ -41,7 +48,13 @@ def test_frames_of_a_recipe(
 
     zipfile.ZipFile(shared("data/nmnist_small.zip")).extractall(tmp_path)
     result = tspike(
-        "bench", "tspike-nmnist", "--rounds=1", "--timesteps=2", "--recipe=nmnist", f"--data.root={tmp_path}"
+        "bench",
+        "tspike-nmnist",
+        "--rounds=1",
+        "--runtimes=eager",
+        "--timesteps=2",
+        "--recipe=nmnist",
+        f"--data.root={tmp_path}",
     )
     assert result.status is None, result.stderr
     assert "T = 2, batch size 1, 2x34x34" in result.stdout
@@ -56,6 +69,7 @@ def test_frames_of_a_recipe(
         (["tspike-digits", "--data.root=."], "--data.root=.", 2),  # of which recipe?
         (["tspike-digits", "--json=nowhere/speed.json"], "nowhere/speed.json cannot be written", 1),
         (["tspike-digits", "--json=."], "name a file", 1),
+        (["tspike-digits", "--runtimes=fast"], "runtimes must be among eager, channels last", 1),
         (["tspike-digit"], "did you mean 'tspike-digits'", 1),
         (["tspike-digits", "--recipe=digit"], "did you mean digits", 1),
         (["tspike-resnet34-imagenet"], "is planned", 1),
