@@ -4,10 +4,10 @@
                                    [--network resnet18] [--no-compile] [--parts speed,memory,engines] [--output FOLDER]
     python -m benchmarks.inference --docs     # write the section "Inference" of docs/speed.md from the results
 
-* ``speed``: a folded ternary network in each of torch's runtimes and on integers, timm's ANN of the same
-  architecture in float32 (eager, channels last, compiled: the fastest is what ratios are to) and in ONNX Runtime
-  (float32 and int8), and SpikingJelly's ternary ResNet where it is installed. All take turns, round by round; ratios
-  are medians over the rounds. A round of a large batch takes long, so there are fewer of them.
+* ``speed``: a folded ternary network in each of torch's runtimes (compiled at the largest T alone) and on integers;
+  timm's ANN of the same architecture in float32 (eager, channels last, compiled: the fastest is what ratios are to) and
+  in ONNX Runtime (float32 and int8); and SpikingJelly's ternary ResNet where it is installed. All take turns, round by
+  round; ratios are medians over the rounds. A round of a large batch takes long, so there are fewer of them.
 * ``memory``: what is held and the peak of a forward pass, each runtime in a process of its own
   (:mod:`benchmarks.inference_memory`), at the largest T.
 * ``engines``: the convolutions of spikes one by one, on the engines that there are
@@ -115,12 +115,14 @@ def _speed(network: SpikingNetwork, batch: int, options: argparse.Namespace) -> 
     """Rows for one batch, all of them measured in turn."""
     images = torch.randn(batch, 3, options.size, options.size)
     floats = {name: make for name, make in FLOAT32.items() if name != "compiled" or not options.no_compile}
-    in_torch = {**floats, "integer": RUNTIMES["integer"]}
     runs: dict[tuple[str, str, int | None], Callable[[], Any]] = {}
     for timesteps in options.timesteps:
         shown = copy.deepcopy(network)
         shown.timesteps = timesteps
-        made, _ = prepare(in_torch, shown, images)
+        chosen = {**floats, "integer": RUNTIMES["integer"]}
+        if timesteps != max(options.timesteps):
+            chosen.pop("compiled", None)  # which takes most of a minute
+        made, _ = prepare(chosen, shown, images)
         runs |= {(TERNARY, name, timesteps): run for name, run in made.items()}
     ann = ann_of(network)
     calibrate(ann, options.size)
