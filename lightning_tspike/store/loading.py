@@ -55,8 +55,8 @@ def load(
         ``pretrained_cfg`` has what is known of its input and classes.
 
     Raises:
-        ValueError: ``timesteps`` is no whole number of at least 1; ``runtime`` is another, or an integer one is wanted on
-            another device or in another dtype than the CPU and float32.
+        ValueError: ``timesteps`` is no whole number of at least 1; ``runtime`` is another, or an integer one is wanted
+            on another device or in another dtype than the CPU and float32.
         ZooError: There is nothing of that name, or the entry is planned and has no weights yet, or there is no unfolded
             network.
         lightning_tspike.store.hub.HubError: The Hub cannot be reached, or does not have it.
