@@ -6,7 +6,8 @@ is one such process; it prints a line of JSON. RUNTIME is one of ``lightning_tsp
 ``ANN`` and one of ``FLOAT32``; FILE has a folded network, by torch.save. What counts are resident pages, and not what
 an allocator of torch's was asked for, because oneDNN and the neurons' kernels take memory of their own:
 
-* held: pages more than before the network was loaded, after two forward passes: weights, packed ones, code;
+* held: pages more than before the network was loaded, after two forward passes: weights, and what a runtime makes of
+  them. Another one has been loaded, run and deleted before, so libraries and threads are not counted;
 * peak of a forward pass: the high-water mark of the third pass (Linux resets it on request, VmHWM) above what is held.
 
 So that freed memory does not hide what is taken again, the C library gives every block of 64 KB and more back at once
@@ -27,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from lightning_tspike.analysis.runtimes import FLOAT32, RUNTIMES, RuntimeMissingError, ann_of
+from lightning_tspike.analysis.runtimes import FLOAT32, RUNTIMES, Run, RuntimeMissingError, ann_of
 from lightning_tspike.network import SpikingNetwork
 
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_ARENA_MAX": "1"}
@@ -81,17 +83,11 @@ def numbers(text: str) -> list[int]:
 
 @torch.no_grad()
 def _measure(options: argparse.Namespace, batch: int) -> dict[str, Any]:
-    network = _load(options.file)
-    images = torch.randn(batch, network.input_size[0], options.size, options.size)
-    network(images[:1, :, :32, :32])  # kernels are loaded, threads started
-    del network
+    size = options.size
+    images = torch.randn(batch, _load(options.file).input_size[0], size, size)
+    _run(options, images)()  # libraries are loaded, threads started: memory that is no network's
     before = _pages("VmRSS")
-    network = _load(options.file)
-    if options.runtime.startswith(_ANN):
-        run = FLOAT32[options.runtime.removeprefix(_ANN)](ann_of(network), images)
-    else:
-        run = RUNTIMES[options.runtime](network, images)
-    del network
+    run = _run(options, images)
     run()
     run()
     held = _pages("VmRSS")
@@ -104,6 +100,13 @@ def _measure(options: argparse.Namespace, batch: int) -> dict[str, Any]:
         "held, MiB": (held - before) / 2**20,
         "peak of a forward pass, MiB": (peak - held) / 2**20,
     }
+
+
+def _run(options: argparse.Namespace, images: Tensor) -> Run:
+    network = _load(options.file)
+    if options.runtime.startswith(_ANN):
+        return FLOAT32[options.runtime.removeprefix(_ANN)](ann_of(network), images)
+    return RUNTIMES[options.runtime](network, images)
 
 
 def _load(file: Path) -> SpikingNetwork:
