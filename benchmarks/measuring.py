@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from lightning_tspike.analysis import timing
+from lightning_tspike.analysis.timing import in_turn, ratio
+
+__all__ = [
+    "RESULTS",
+    "command",
+    "in_turn",
+    "kept_bytes",
+    "line",
+    "listing",
+    "machine",
+    "plot",
+    "ratio",
+    "table",
+    "write",
+]
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "lightning", "timm", "spikingjelly", "snntorch", "norse")
@@ -22,64 +36,7 @@ PACKAGES = ("torch", "triton", "lightning", "timm", "spikingjelly", "snntorch", 
 
 def machine(device: str) -> dict[str, Any]:
     """What ran the measurements: processor or GPU, threads, versions."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
-    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        "processor": names[0] if names else platform.processor(),
-        "vector instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def seconds(function: Callable[[], Any], device: str) -> float:
-    """How long one call takes."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def in_turn(
-    functions: Mapping[str, Callable[[], Any]], device: str, *, rounds: int, uncounted: int = 2, calls: int = 1
-) -> dict[str, list[float]]:
-    """Seconds a call of each function, one after the other in every round: what slows the machine down slows all.
-
-    Args:
-        functions: What to measure, by name.
-        device: ``"cpu"`` or ``"cuda"``.
-        rounds: Rounds that count.
-        uncounted: Rounds before them.
-        calls: Calls of each function in a round; their mean is its time.
-    """
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for i in range(uncounted + rounds):
-        for name, function in functions.items():
-            time_ = seconds(lambda f=function: [f() for _ in range(calls)], device) / calls
-            if i >= uncounted:
-                times[name].append(time_)
-    return times
-
-
-def ratio(times: Sequence[float], base: Sequence[float]) -> float:
-    """Median over the rounds of one time over another."""
-    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+    return timing.machine(device, PACKAGES)
 
 
 def kept_bytes(function: Callable[[], Any], device: str) -> int:

@@ -7,6 +7,8 @@ from .html_report import write_report as write_report
 from .sections import LayerTag as LayerTag
 from .sections import ReportSection as ReportSection
 from .sections import SectionContent as SectionContent
+from .speed import SpeedReport as SpeedReport
+from .speed import measure_speed as measure_speed
 from .spikes import FiringRate as FiringRate
 from .spikes import firing_rates as firing_rates
 
@@ -18,8 +20,10 @@ __all__ = [
     "LayerTag",
     "ReportSection",
     "SectionContent",
+    "SpeedReport",
     "evaluate",
     "firing_rates",
     "measure_energy",
+    "measure_speed",
     "write_report",
 ]

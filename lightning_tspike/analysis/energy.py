@@ -88,9 +88,14 @@ class EnergyReport:
         return sum(map(self.picojoules, self.layers))
 
     @property
+    def ann_macs(self) -> float:
+        """Multiply-accumulates per image of the same network as an ANN."""
+        return sum(layer.ann_macs for layer in self.layers)
+
+    @property
     def ann_picojoules(self) -> float:
         """Energy per image in pJ of the same network as an ANN."""
-        return self.mac_picojoules * sum(layer.ann_macs for layer in self.layers)
+        return self.mac_picojoules * self.ann_macs
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as what JSON can hold."""

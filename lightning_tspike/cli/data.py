@@ -14,7 +14,7 @@ from .commands import Commands
 if TYPE_CHECKING:
     from ..data.base import ClassificationDataModule
 
-__all__ = ["add_commands", "recipe_data"]
+__all__ = ["add_commands", "recipe_changes", "recipe_data"]
 
 
 def add_commands(commands: Commands) -> None:
@@ -37,6 +37,14 @@ def recipe_data(recipe: str, changes: Sequence[str]) -> ClassificationDataModule
     from ..data.check import datamodule_of  # imports torch
 
     return datamodule_of(Path(recipe) if Path(recipe).is_file() else recipe_path(recipe), list(changes))
+
+
+def recipe_changes(options: argparse.Namespace) -> list[str]:
+    """The words that change the data of ``--recipe``; all else that was not known is refused."""
+    changes: list[str] = options.more
+    if unknown := [word for word in changes if not (options.recipe and word.startswith("--data"))]:
+        options.command.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return changes
 
 
 def _check(options: argparse.Namespace) -> None:

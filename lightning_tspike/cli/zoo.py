@@ -11,7 +11,7 @@ from rich.console import Console
 from .. import zoo
 from .._tables import new_table
 from .commands import Commands
-from .data import recipe_data
+from .data import recipe_changes, recipe_data
 
 __all__ = ["add_commands"]
 
@@ -102,7 +102,7 @@ def _card(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    changes = _changes(options)
+    changes = recipe_changes(options)
 
     from ..store.publish import remeasure, verify_folder
     from ..store.source import open_source
@@ -121,7 +121,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    changes = _changes(options)
+    changes = recipe_changes(options)
     folder, publication = zoo.publish(
         options.source,
         options.repo_id,
@@ -144,14 +144,6 @@ def _publish(options: argparse.Namespace) -> None:
         print(f"pull request: {publication.pull_request}")
     else:
         print(f"{'published' if publication.is_new else 'there already'}: {options.repo_id}@{publication.revision}")
-
-
-def _changes(options: argparse.Namespace) -> list[str]:
-    """The words that change the recipe's data; all else is refused."""
-    changes: list[str] = options.more
-    if unknown := [word for word in changes if not (options.recipe and word.startswith("--data"))]:
-        options.command.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return changes
 
 
 def _command(name: str, recipe: str, changes: Sequence[str]) -> str:
