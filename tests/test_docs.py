@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
         "docs/training.md",
         "docs/watching.md",
         "docs/zoo.md",
-    ],  # fmt: skip
+    ],
 )
 def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # some write a file
