@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from ..folding.verification import FoldError
 from ..graph.activations import replace_module
 from ..graph.tracing import TraceError
+from ..inference.agreement import ExportError
+from ..inference.exporting import export
 from ..inference.integer_network import integer, why_not
 from ..inference.lowering import LoweringError
 from ..kernels import can_compile
@@ -81,6 +86,26 @@ def _integer(network: SpikingNetwork, images: Tensor) -> Run:
     return Run(partial(made, images), str(getattr(made, "runtime", "")))
 
 
+def _onnxruntime(network: SpikingNetwork, images: Tensor, *, int8: bool) -> Run:
+    if images.device.type != "cpu":
+        raise RuntimeMissingError(f"ONNX Runtime is measured on CPUs, not on {images.device.type}")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            exported = export(network, Path(folder) / "network.onnx", "onnx", int8=int8, example=images[:1])
+            contents = exported.path.read_bytes()
+    except ModuleNotFoundError as error:  # it says what to install
+        raise RuntimeMissingError(str(error)) from error
+    except (ExportError, FoldError) as error:
+        raise RuntimeMissingError(f"this network cannot be written as ONNX: {error}") from error
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
+    fed = {session.get_inputs()[0].name: images.numpy()}
+    return Run(partial(session.run, None, fed), str(exported.agreement))
+
+
 FLOAT32: dict[str, Callable[[nn.Module, Tensor], Run]] = {
     "eager": _eager,
     "channels last": _channels_last,
@@ -88,7 +113,12 @@ FLOAT32: dict[str, Callable[[nn.Module, Tensor], Run]] = {
 }
 """How torch runs any module; of the ANN, the fastest of these counts."""
 
-RUNTIMES: dict[str, Callable[[Any, Tensor], Run]] = {**FLOAT32, "integer": _integer}
+RUNTIMES: dict[str, Callable[[Any, Tensor], Run]] = {
+    **FLOAT32,
+    "integer": _integer,
+    "ONNX Runtime": partial(_onnxruntime, int8=False),
+    "ONNX Runtime int8": partial(_onnxruntime, int8=True),
+}
 """How a spiking network can be run. An entry gets a network in eval mode and its images, on one device, and leaves both
 as they are; it raises :class:`RuntimeMissingError` where it cannot run."""
 

@@ -25,7 +25,7 @@ def _bytes(*shape: int, largest: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 24, 64, 100, 130])
-@pytest.mark.parametrize(("reset", "is_ternary"), itertools.product(("hard", "soft"), (True, False)))
+@pytest.mark.parametrize(("reset", "is_ternary"), list(itertools.product(("hard", "soft"), (True, False))))
 @pytest.mark.parametrize("timesteps", [1, 3])
 def test_neurons_are_those_of_the_equations(channels: int, reset: Any, is_ternary: bool, timesteps: int) -> None:
     options: dict[str, Any] = {"decay": 0.3, "reset": reset}
