@@ -35,9 +35,10 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
         exec(compile(block, page, "exec"), {})
 
 
-def test_readme_blocks_run() -> None:
+def test_readme_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it writes a file
     text = (ROOT / "README.md").read_text()
-    load, train, fold = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    load, train, fold, run = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     known: dict[str, object] = {"images": torch.rand(2, 1, 8, 8)}
     exec(load, known)
     assert known["logits"].shape == (2, 10)
@@ -46,6 +47,9 @@ def test_readme_blocks_run() -> None:
     exec(train.replace(fit, ""), {})
     exec(fold.replace("resnet18", "test_resnet"), known)
     assert known["report"].kept == []
+    exec(run, known)
+    assert known["decision"].classes.shape == (2,)
+    assert (tmp_path / "digits.onnx").exists()
 
 
 def test_readme_is_short_and_its_links_lead_somewhere() -> None:

@@ -170,7 +170,7 @@ def integer(network: SpikingNetwork, example: Tensor | None = None) -> SpikingNe
     made = IntegerNetwork(model, copied, report).eval()
     made._per_image = _try_out(made)
     if example is not None:
-        active = choose_kernels(made, example)
+        active = choose_kernels(made.model, made.trace(example))
         skipping = tuple(name for name in active if getattr(made.model.get_submodule(name), "is_sparse", False))
         made.runtime = replace(report, active=active, sparse=skipping)
     return made

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import Tensor
+from torch import fx, nn
 
 from ..kernels import sparse
 from .integer_layers import IntegerConv
-
-if TYPE_CHECKING:
-    from .integer_network import IntegerNetwork
 
 __all__ = ["choose_kernels"]
 
@@ -19,14 +14,14 @@ _MOST_ACTIVE = {256: 0.65, 128: 0.55, 64: 0.35}
 clearly faster: `python -m benchmarks.sparse_convolution` measures where both are equal."""
 
 
-def choose_kernels(network: IntegerNetwork, example: Tensor) -> dict[str, float]:
+def choose_kernels(model: nn.Module, graph: fx.Graph) -> dict[str, float]:
     """Let convolutions skip silence where they read little else on an example; all results stay the same.
 
     The sparse kernel takes four neighbouring input channels at a time, and does nothing where all of them are silent.
 
     Args:
-        network: The network, changed in place.
-        example: Images [B, C, H, W] or frames [B, T, C, H, W] as the network will see.
+        model: Of an integer network; changed in place.
+        graph: Its graph on the example, see :meth:`lightning_tspike.inference.IntegerNetwork.trace`.
 
     Returns:
         Share of the fours that are active, of each convolution that has such a kernel, by name.
@@ -34,8 +29,8 @@ def choose_kernels(network: IntegerNetwork, example: Tensor) -> dict[str, float]
     active: dict[str, float] = {}
     if not sparse.is_available():
         return active
-    convs = dict(network.model.named_modules())
-    for node in network.trace(example).nodes:
+    convs = dict(model.named_modules())
+    for node in graph.nodes:
         conv = convs.get(node.target) if node.op == "call_module" else None
         if not isinstance(conv, IntegerConv) or not conv.can_be_sparse:
             continue
