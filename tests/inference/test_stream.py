@@ -80,7 +80,9 @@ def test_nothing_grows(device: str) -> None:
         assert logits.grad_fn is None
         if i in (50, 299):
             counts.append(tensors())
-    assert counts[0] == counts[1]
+    (before, numbers_before), (after, numbers_after) = counts
+    assert after <= before, "what others have left behind may go, nothing may come"
+    assert numbers_after <= numbers_before
     assert stream.steps == 300
     assert stream.state is not None
     assert all(memory.grad_fn is None for memory in stream.state.values())
