@@ -80,7 +80,7 @@ def _alive() -> tuple[int, int]:
     """How many tensors there are, and their bytes."""
     gc.collect()
     alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
-    return len(alive), sum(tensor.nbytes for tensor in alive)
+    return len(alive), sum(tensor.numel() * tensor.element_size() for tensor in alive)
 
 
 def _resident() -> float | None:
