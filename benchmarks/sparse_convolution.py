@@ -24,10 +24,12 @@ import torch
 from torch import Tensor, nn
 
 import lightning_tspike as lt
+from lightning_tspike.analysis.spikes import firing_rates
 from lightning_tspike.inference.integer_layers import IntegerConv
 from lightning_tspike.kernels import sparse
 from lightning_tspike.network import SpikingNetwork
 
+from .inference_networks import calibrate
 from .measuring import RESULTS, command, in_turn, listing, machine, ratio, table, write
 
 LAYERS = {  # channels, output channels, size, kernel, stride
@@ -109,13 +111,14 @@ def _network(rate: float, options: argparse.Namespace) -> dict[str, Any]:
     runtime: Any = chosen.runtime
     ann = timm.create_model("resnet18").eval().to(memory_format=torch.channels_last)
     image = x.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), firing_rates(network) as rates:
+        network(x)
     with torch.no_grad():
         assert torch.equal(dense(x), chosen(x))
         functions = {"ann": lambda: ann(image), "dense": lambda: dense(x), "chosen": lambda: chosen(x)}
         times = in_turn(functions, "cpu", rounds=options.rounds)
-    rates = [float((spikes != 0).float().mean()) for spikes in _fired(network, x)]
     return {
-        "firing rate": statistics.fmean(rates),
+        "firing rate": statistics.fmean(rate.total for rate in rates.values()),
         "active fours": statistics.fmean(runtime.active.values()),
         "layers that skip silence": len(runtime.sparse),
         "all dense": ratio(times["dense"], times["ann"]),
@@ -123,32 +126,16 @@ def _network(rate: float, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _fired(network: SpikingNetwork, x: Tensor) -> list[Tensor]:
-    fired: list[Tensor] = []
-    handles = [n.register_forward_hook(lambda *call: fired.append(call[2])) for n in network.neurons().values()]
-    with torch.no_grad():
-        network(x)
-    for handle in handles:
-        handle.remove()
-    return fired
-
-
 def _set_rate(network: SpikingNetwork, x: Tensor, rate: float) -> None:
     """Norms as after some training, then thresholds, layer after layer, so that each fires at a rate."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
+    calibrate(network, x.shape[-1])
+
+    def choose(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        current = inputs[0].abs().flatten()
+        layer.threshold.copy_(torch.quantile(current[:: max(1, len(current) // 10**6)], 1 - rate))
+
     with torch.no_grad():
-        network.train()
-        for _ in range(3):
-            network(x)
-        network.eval()
         for neuron in network.neurons().values():
-
-            def choose(layer: Any, inputs: tuple[Tensor, ...]) -> None:
-                current = inputs[0].abs().flatten()
-                layer.threshold.copy_(torch.quantile(current[:: max(1, len(current) // 10**6)], 1 - rate))
-
             handle = neuron.register_forward_pre_hook(choose)
             network(x)
             handle.remove()
