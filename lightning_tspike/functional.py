@@ -26,9 +26,8 @@ learned numbers, here after their sigmoid, alpha, beta and gamma in (0, 1)::
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ from torch import Tensor
 from . import kernels
 from ._plain import is_plain
 from .kernels import Neuron, per_channel
-from .surrogate import SURROGATES, fired
+from .surrogate import Fire, fired, firing
 
 __all__ = ["Complement", "binary_lif", "integrate_and_fire", "membrane_potential", "step", "ternary_lif"]
 
@@ -46,7 +45,6 @@ THRESHOLD = 0.5
 Reset: TypeAlias = Literal["hard", "soft"]
 Surrogate: TypeAlias = Literal["rectangular", "triangular", "arctan"]
 Number: TypeAlias = Tensor | float
-Fire: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 class Complement(NamedTuple):
@@ -162,7 +160,7 @@ def membrane_potential(
     Raises:
         ValueError: As for :func:`ternary_lif`.
     """
-    fire = _Fire.bind(surrogate, is_ternary)
+    fire = firing(surrogate, is_ternary)
     x = _over_time(x, timesteps) if static_input else x
     return integrate_and_fire(
         x,
@@ -273,7 +271,7 @@ def step(
         0.0
         -2.0
     """
-    fire = _Fire.bind(surrogate, is_ternary)
+    fire = firing(surrogate, is_ternary)
     x = _as_floats(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
     _check(x, 1, reset)
@@ -322,54 +320,11 @@ def _remember(complement: Complement, h: Tensor | None, leaked: Tensor) -> Tenso
     return new if h is None else new + alpha * h
 
 
-class _Fire(torch.autograd.Function):
-    """u [B, ...], theta -> s, same shape as u; the surrogate stands in for the derivatives in the backward pass."""
-
-    generate_vmap_rule = True  # for torch.func
-
-    @staticmethod
-    def bind(surrogate: str, is_ternary: bool) -> Fire:
-        if surrogate not in SURROGATES:
-            raise ValueError(f"surrogate must be one of {sorted(SURROGATES)}, got {surrogate!r}")
-        # torch.compile and torch.export take no function with a rule for forward-mode gradients
-        function = _Fire if torch.compiler.is_compiling() else _FireWithTangents
-        return lambda u, theta: function.apply(u, theta, surrogate, is_ternary)
-
-    @staticmethod
-    def forward(u: Tensor, theta: Tensor, surrogate: str, is_ternary: bool) -> Tensor:
-        return fired(u, theta, is_ternary)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, bool], output: Tensor) -> None:
-        u, theta, ctx.surrogate, ctx.is_ternary = inputs
-        ctx.save_for_backward(u, theta)
-        ctx.save_for_forward(u, theta)
-
-    @staticmethod
-    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
-        u, theta = ctx.saved_tensors
-        grad_u = grad_spikes * SURROGATES[ctx.surrogate](u, theta, ctx.is_ternary)
-        grad_theta = -(grad_u * u / theta).sum_to_size(theta.shape) if ctx.needs_input_grad[1] else None
-        return grad_u, grad_theta, None, None
-
-
-class _FireWithTangents(_Fire):
-    """The same, and forward-mode gradients."""
-
-    @staticmethod
-    def jvp(ctx: Any, tangent_u: Tensor | None, tangent_theta: Tensor | None, *_: None) -> Tensor:
-        u, theta = ctx.saved_tensors
-        tangent = torch.zeros_like(u) if tangent_u is None else tangent_u
-        if tangent_theta is not None:
-            tangent = tangent - u / theta * tangent_theta
-        return tangent * SURROGATES[ctx.surrogate](u, theta, ctx.is_ternary)
-
-
 def _spikes(
     x: Tensor, amplitude: Number, decay: Number, threshold: Number, neuron: Neuron, complement: Complement | None
 ) -> Tensor:
     """Spikes a * s [T*B, ...], by a kernel or by the equations."""
-    fire = _Fire.bind(neuron.surrogate, neuron.is_ternary)
+    fire = firing(neuron.surrogate, neuron.is_ternary)
     x = _as_floats(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not isinstance(amplitude, Tensor):  # what training makes of one is for training to see, in its loss

@@ -19,13 +19,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ._plain import is_plain
 
-__all__ = ["SURROGATES", "arctan", "fired", "rectangular", "triangular"]
+__all__ = ["SURROGATES", "Fire", "arctan", "fired", "firing", "rectangular", "triangular"]
+
+Fire: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""u, theta -> s."""
 
 
 def rectangular(u: Tensor, threshold: Tensor, is_ternary: bool) -> Tensor:
@@ -70,3 +74,51 @@ SURROGATES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {
     "triangular": triangular,
     "arctan": arctan,
 }
+
+
+def firing(surrogate: str, is_ternary: bool) -> Fire:
+    """How membrane potentials u [B, ...] and a threshold theta make spikes s [B, ...], differentiable by a surrogate.
+
+    Raises:
+        ValueError: There is no surrogate of that name.
+    """
+    if surrogate not in SURROGATES:
+        raise ValueError(f"surrogate must be one of {sorted(SURROGATES)}, got {surrogate!r}")
+    # torch.compile and torch.export take no function with a rule for forward-mode gradients
+    function = _Fire if torch.compiler.is_compiling() else _FireWithTangents
+    return lambda u, theta: function.apply(u, theta, surrogate, is_ternary)
+
+
+class _Fire(torch.autograd.Function):
+    """u [B, ...], theta -> s, same shape as u; the surrogate stands in for the derivatives in the backward pass."""
+
+    generate_vmap_rule = True  # for torch.func
+
+    @staticmethod
+    def forward(u: Tensor, theta: Tensor, surrogate: str, is_ternary: bool) -> Tensor:
+        return fired(u, theta, is_ternary)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, bool], output: Tensor) -> None:
+        u, theta, ctx.surrogate, ctx.is_ternary = inputs
+        ctx.save_for_backward(u, theta)
+        ctx.save_for_forward(u, theta)
+
+    @staticmethod
+    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
+        u, theta = ctx.saved_tensors
+        grad_u = grad_spikes * SURROGATES[ctx.surrogate](u, theta, ctx.is_ternary)
+        grad_theta = -(grad_u * u / theta).sum_to_size(theta.shape) if ctx.needs_input_grad[1] else None
+        return grad_u, grad_theta, None, None
+
+
+class _FireWithTangents(_Fire):
+    """The same, and forward-mode gradients."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent_u: Tensor | None, tangent_theta: Tensor | None, *_: None) -> Tensor:
+        u, theta = ctx.saved_tensors
+        tangent = torch.zeros_like(u) if tangent_u is None else tangent_u
+        if tangent_theta is not None:
+            tangent = tangent - u / theta * tangent_theta
+        return tangent * SURROGATES[ctx.surrogate](u, theta, ctx.is_ternary)

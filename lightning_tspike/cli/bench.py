@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .commands import Commands
+from .commands import Commands, takes_network
 from .data import recipe_changes, recipe_data
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ def add_commands(commands: Commands) -> None:
         "recipe that is its test set, otherwise noise, and the digits for a network that was trained on them.",
         takes_more=True,
     )
-    bench.add_argument(
-        "network", metavar="NETWORK", help="entry of the zoo, ORG/NAME[@REVISION] on the Hub, folder or checkpoint"
-    )
+    takes_network(bench)
     bench.add_argument("--batch-size", type=int, default=1, help="images in a call; default: 1")
     bench.add_argument("--timesteps", type=int, help="time steps T; default: those of its training")
     bench.add_argument("--threads", type=int, help="of the CPU; default: torch's")

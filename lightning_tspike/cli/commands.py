@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
-__all__ = ["Commands", "refuse"]
+__all__ = ["Commands", "refuse", "takes_network"]
 
 Run = Callable[[argparse.Namespace], None]
 
@@ -117,6 +117,13 @@ class Commands:
             refuse(self._parser.prog, f"there is no command {word!r}; {hint}")
         if word in self._groups:
             self._groups[word]._refuse_unknown(words[1:])
+
+
+def takes_network(parser: argparse.ArgumentParser) -> None:
+    """Let a command's first word say which network, as ``options.network``."""
+    parser.add_argument(
+        "network", metavar="NETWORK", help="entry of the zoo, ORG/NAME[@REVISION] on the Hub, folder or checkpoint"
+    )
 
 
 def refuse(command: str, text: str) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .commands import Commands
+from .commands import Commands, takes_network
 
 __all__ = ["add_commands"]
 
@@ -19,9 +19,7 @@ def add_commands(commands: Commands) -> None:
         "Write a network as a file that runs without this package, folded, with its preprocessing and its class names. "
         "The file is run and compared with the network before it is kept.",
     )
-    export.add_argument(
-        "network", metavar="NETWORK", help="entry of the zoo, ORG/NAME[@REVISION] on the Hub, folder or checkpoint"
-    )
+    takes_network(export)
     export.add_argument(
         "--format", default="onnx", help="onnx, pt2 (torch.export) or nir (binary neurons alone); default: %(default)s"
     )

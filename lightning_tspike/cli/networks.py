@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from .._tables import new_table
-from .commands import Commands
+from .commands import Commands, takes_network
 
 if TYPE_CHECKING:
     from ..network.spiking_network import SpikingNetwork
@@ -26,9 +26,7 @@ def add_commands(commands: Commands) -> None:
         "classify image files with a network of the zoo or your own",
         "Classify image files with a network, prepared as the images that it was trained on.",
     )
-    classify.add_argument(
-        "network", metavar="NETWORK", help="entry of the zoo, ORG/NAME[@REVISION] on the Hub, folder or checkpoint"
-    )
+    takes_network(classify)
     classify.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files")
     classify.add_argument("--top", type=int, default=1, help="classes to print for each image; default: 1")
     classify.add_argument(

@@ -292,7 +292,7 @@ class GaugeClasses(_Ids):
             return channels
         inputs, outputs = channels.flatten(), self.fresh(channels.numel())
         module: Any = self.modules[str(node.target)]
-        self.pools[str(node.target)] = (inputs, outputs, 1 / ops.window_size(module))
+        self.pools[str(node.target)] = (inputs, outputs, 1 / ops.divisor_of(module))
         return outputs.view(channels.shape)
 
 

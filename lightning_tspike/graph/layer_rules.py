@@ -17,7 +17,7 @@ from ..neurons import SpikingNeuron
 from . import operations as ops
 from .operations import NORMS, OTHER_NORMS, WEIGHTED
 
-__all__ = ["LAYER_RULES", "LayerRule", "ScaleWalk", "absorbs", "exposed", "layer_of", "layer_rule_of"]
+__all__ = ["LAYER_RULES", "LayerRule", "ScaleWalk", "absorbs", "exposed", "for_weights", "layer_of", "layer_rule_of"]
 
 
 class ScaleWalk(Protocol):
@@ -148,11 +148,7 @@ class WeightedRule(LayerRule):
 
     def absorb(self, module: Any, g_in: Tensor, g_out: Tensor) -> None:
         weight = module.weight  # [C_out, C_in / groups, ...]
-        groups = getattr(module, "groups", 1)
-        if len(g_in) > 1:  # each output channel reads the input channels of its group
-            g_in = g_in.view(groups, -1).repeat_interleave(len(weight) // groups, 0)  # [C_out, C_in / groups]
-        scale = g_in / g_out.unsqueeze(-1)
-        weight *= scale.view(*scale.shape, *[1] * (weight.ndim - 2))
+        weight *= for_weights(module, g_in) / g_out.view(-1, *[1] * (weight.ndim - 1))
         if module.bias is not None:
             module.bias /= g_out
 
@@ -167,6 +163,15 @@ class WeightedRule(LayerRule):
         if module.bias is not None and not all(walk.is_norm(user) for user in node.users):
             walk.pin(outputs)
         return outputs
+
+
+def for_weights(module: Any, g_in: Tensor) -> Tensor:
+    """Gauges of a layer's input channels, [C] or one number, as they broadcast with its weights [C_out, ...]."""
+    weight = module.weight
+    groups = getattr(module, "groups", 1) if g_in.numel() > 1 else 1
+    # each output channel reads the input channels of its group
+    each = g_in.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)  # [C_out, C_in / groups or 1]
+    return each.view(*each.shape, *[1] * (weight.ndim - 2))
 
 
 class NormRule(LayerRule):

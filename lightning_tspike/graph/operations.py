@@ -69,12 +69,15 @@ def sums_whole_windows(module: nn.Module) -> bool:
 
 
 def window_size(module: Any) -> int:
-    """What an average pool divides by."""
-    if module.divisor_override is not None:
-        return int(module.divisor_override)
+    """How many numbers an average pool takes at once."""
     space = 2 if isinstance(module, nn.AvgPool2d) else 3
     size = module.kernel_size
     return math.prod(size) if isinstance(size, tuple) else int(size) ** space
+
+
+def divisor_of(module: Any) -> int:
+    """What an average pool divides by."""
+    return window_size(module) if module.divisor_override is None else int(module.divisor_override)
 
 
 def dense_macs(layer: Any, output: Tensor) -> int:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ..graph.operations import window_size
 from .agreement import ExportError, first_line
-from .whole_numbers import window_of
 
 __all__ = ["LEAST_OPSET", "check_opset", "load_onnx", "replace_pools", "to_onnx"]
 
@@ -55,7 +55,7 @@ def replace_pools(model: nn.Module) -> None:
 class _Pool(nn.Module):
     def __init__(self, pool: Any) -> None:
         super().__init__()
-        self.factor = window_of(pool) / pool.divisor_override
+        self.factor = window_size(pool) / pool.divisor_override
         self.pool = copy.copy(pool)
         self.pool.divisor_override = None
         self.pool.count_include_pad = True

@@ -16,6 +16,7 @@ from .._calls import running
 from .._tables import new_table, table_text
 from ..graph.tracing import copy_of
 from ..kernels import integer as kernels
+from ..kernels.native import has_instructions
 from ..network.spiking_network import SpikingNetwork
 from .integer_layers import IntegerNeuron, IntegerWeighted
 from .kernel_choice import choose_kernels
@@ -170,8 +171,7 @@ def integer(network: SpikingNetwork, example: Tensor | None = None) -> SpikingNe
     made = IntegerNetwork(model, copied, report).eval()
     made._per_image = _try_out(made)
     if example is not None:
-        active = choose_kernels(made.model, made.trace(example))
-        skipping = tuple(name for name in active if getattr(made.model.get_submodule(name), "is_sparse", False))
+        active, skipping = choose_kernels(made.model, made.trace(example))
         made.runtime = replace(report, active=active, sparse=skipping)
     return made
 
@@ -181,17 +181,9 @@ def why_not() -> str | None:
     """What this machine lacks for the integer runtime; None where nothing."""
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.onednn, name) for name in _NEEDED):
         return f"a build of torch with oneDNN's int8 layers (this is {torch.__version__})"
-    if not _has_vnni():
+    if not (has_instructions("avx512_vnni") or has_instructions("avx_vnni")):
         return "a processor with VNNI instructions (AVX512_VNNI or AVX_VNNI)"
     return None if kernels.is_available() else "a C++ compiler ($CXX, c++, g++, clang++)"
-
-
-def _has_vnni() -> bool:
-    describe = getattr(torch.cpu, "get_capabilities", None)
-    if describe is not None:
-        capabilities = describe()
-        return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
-    return torch.cpu._is_vnni_supported()
 
 
 @functools.cache

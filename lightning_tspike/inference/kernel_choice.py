@@ -14,7 +14,7 @@ _MOST_ACTIVE = {256: 0.65, 128: 0.55, 64: 0.35}
 clearly faster: `python -m benchmarks.sparse_convolution` measures where both are equal."""
 
 
-def choose_kernels(model: nn.Module, graph: fx.Graph) -> dict[str, float]:
+def choose_kernels(model: nn.Module, graph: fx.Graph) -> tuple[dict[str, float], tuple[str, ...]]:
     """Let convolutions skip silence where they read little else on an example; all results stay the same.
 
     The sparse kernel takes four neighbouring input channels at a time, and does nothing where all of them are silent.
@@ -24,11 +24,13 @@ def choose_kernels(model: nn.Module, graph: fx.Graph) -> dict[str, float]:
         graph: Its graph on the example, see :meth:`lightning_tspike.inference.IntegerNetwork.trace`.
 
     Returns:
-        Share of the fours that are active, of each convolution that has such a kernel, by name.
+        Share of the fours that are active, of each convolution that has such a kernel, by name; and the names of those
+        that skip silence now.
     """
     active: dict[str, float] = {}
+    skipping: list[str] = []
     if not sparse.is_available():
-        return active
+        return active, ()
     convs = dict(model.named_modules())
     for node in graph.nodes:
         conv = convs.get(node.target) if node.op == "call_module" else None
@@ -40,4 +42,5 @@ def choose_kernels(model: nn.Module, graph: fx.Graph) -> dict[str, float]:
         most = next(most for channels, most in _MOST_ACTIVE.items() if len(conv.scale) % channels == 0)
         if share <= most:
             conv.become_sparse()
-    return active
+            skipping.append(str(node.target))
+    return active, tuple(skipping)

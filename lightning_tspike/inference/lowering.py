@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..graph import operations as ops
-from ..graph.layer_rules import layer_of
+from ..graph.layer_rules import for_weights, layer_of
 from ..graph.operations import NORMS
 from ..graph.rules import Join, Local, Move, Pointwise, Reduce, rule_of
 from ..neurons import BinaryLIF, SpikingNeuron, TernaryIF, TernaryLIF
@@ -340,12 +340,7 @@ def _name(node: fx.Node) -> str:
 
 def _with_gauge(layer: Any, gauge: Tensor) -> Tensor:
     """Weights that read whole numbers, where those of ``layer`` read gauge times them."""
-    weight: Tensor = layer.weight.detach().double()
-    if gauge.numel() > 1:  # each output channel reads the input channels of its group
-        groups = getattr(layer, "groups", 1)
-        gauge = gauge.view(groups, -1).repeat_interleave(len(weight) // groups, 0)
-        gauge = gauge.view(*gauge.shape, *[1] * (weight.ndim - 2))
-    return weight * gauge
+    return layer.weight.detach().double() * for_weights(layer, gauge)
 
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int] | None:

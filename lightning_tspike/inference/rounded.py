@@ -114,9 +114,7 @@ class RoundedConv(_Rounded):
 
     def __init__(self, layer: Any, bounds: Bounds, *, as_onnx: bool) -> None:
         super().__init__(layer, bounds, as_onnx=as_onnx)
-        self.convolve = {1: nn.functional.conv1d, 2: nn.functional.conv2d, 3: nn.functional.conv3d}[
-            layer.weight.ndim - 2
-        ]
+        self.convolve = _CONVOLUTIONS[type(layer)]
         self.options = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         self.groups = layer.groups
 

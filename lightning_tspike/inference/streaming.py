@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..network.spiking_network import SpikingNetwork
-from ..network.stepping import State, StepNetwork
+from ..network.stepping import State, StepNetwork, check_batch_size, check_eval
 
 __all__ = ["Stream", "step", "stream"]
 
@@ -73,10 +73,8 @@ class Stream:
     """
 
     def __init__(self, network: SpikingNetwork, batch_size: int = 1, *, compile: bool = False) -> None:
-        if network.training:
-            raise ValueError("the network is in train mode, where a frame's logits depend on its batch: call .eval()")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        check_eval(network)
+        check_batch_size(batch_size)
         self.network = network
         self.batch_size = batch_size
         self.steps = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -14,7 +13,7 @@ from ..graph import operations as ops
 from ..graph.rules import Join, Move, rule_of
 from ..neurons import SpikingNeuron
 
-__all__ = ["Bounds", "keeps_size", "whole_number_inputs", "window_of"]
+__all__ = ["Bounds", "keeps_size", "whole_number_inputs"]
 
 Bounds: TypeAlias = tuple[int, int]
 """The least and the greatest whole number that a tensor can hold, whatever the network is shown."""
@@ -69,7 +68,7 @@ def _bounds_of(
     if keeps_size(node, module):
         return low, high
     if isinstance(module, (nn.AvgPool2d, nn.AvgPool3d)) and module.divisor_override == 1:  # it sums
-        return min(low, 0) * window_of(module), max(high, 0) * window_of(module)
+        return min(low, 0) * ops.window_size(module), max(high, 0) * ops.window_size(module)
     rule = rule_of(node, modules, lambda _: False)
     if isinstance(rule, Move):
         return low, high
@@ -87,13 +86,6 @@ def keeps_size(node: fx.Node, module: Any) -> bool:
     It gives what it reads.
     """
     return isinstance(module, _ADAPTIVE) and node.meta["value"].shape == node.all_input_nodes[0].meta["value"].shape
-
-
-def window_of(module: Any) -> int:
-    """How many numbers an average pool takes at once."""
-    size = module.kernel_size
-    space = 2 if isinstance(module, nn.AvgPool2d) else 3
-    return math.prod(size) if isinstance(size, tuple) else int(size) ** space
 
 
 def _all_known(some: list[Bounds | None]) -> list[Bounds]:

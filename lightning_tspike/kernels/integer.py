@@ -21,6 +21,7 @@ from .native import compiled
 __all__ = ["Current", "is_available", "neuron", "pool", "repeated", "total"]
 
 _SOURCE = Path(__file__).with_name("integer.cpp")
+_OTHERWISE = "the kernels of the integer runtime could not be compiled by {}"
 _BLOCK, _LONGEST = 64, 4096  # elements that the kernel takes at a time, and that repeated numbers may take
 
 
@@ -255,7 +256,7 @@ def _pooled(
 
 @functools.cache
 def _library(reset: str) -> Any:
-    return compiled(_SOURCE, f"-DSOFT={int(reset == 'soft')}")
+    return compiled(_SOURCE, f"-DSOFT={int(reset == 'soft')}", otherwise=_OTHERWISE)
 
 
 def _period(channels: int) -> int:

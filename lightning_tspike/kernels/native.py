@@ -20,7 +20,7 @@ from torch import Tensor
 from .compiled import compiler, load
 from .layout import Layout, Neuron, dense, dense_like
 
-__all__ = ["backward", "compiled", "forward", "library", "step"]
+__all__ = ["backward", "compiled", "forward", "has_instructions", "library", "step"]
 
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = (
@@ -36,6 +36,10 @@ _VECTORS = {
 _REAL = {torch.float32: "float", torch.float64: "double"}
 _TILE = 4096  # neurons that a thread takes at a time, ...
 _WIDTH = 512  # ... with at most so many channels side by side, each of which has sums of its own
+_OTHERWISE = (
+    "the neuron's kernel could not be compiled by {}: on the CPU neurons run without it, several times slower; results "
+    "are the same"
+)
 _FEW = 32  # maps of so many places, one block of the kernel, or fewer
 
 
@@ -139,6 +143,14 @@ def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
     return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
 
 
+def has_instructions(name: str) -> bool:
+    """Whether this processor has some instructions, such as ``"avx512_vnni"`` or ``"avx_vnni"``."""
+    describe = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that is supported
+    if describe is not None:
+        return bool(describe().get(name))
+    return name == "avx512_vnni" and torch.cpu._is_vnni_supported()
+
+
 def library(neuron: Neuron, dtype: torch.dtype) -> Any:
     """The compiled library for one kind of neuron and precision; None where it cannot be had, which is said once."""
     return _library(dtype, neuron.reset, neuron.detach_reset, neuron.surrogate)
@@ -154,31 +166,30 @@ def _library(dtype: torch.dtype, reset: str, detach_reset: bool, surrogate: str)
     )  # fmt: skip
 
 
-def compiled(source: Path, *kind: str) -> ctypes.CDLL | None:
+def compiled(source: Path, *kind: str, otherwise: str = _OTHERWISE) -> ctypes.CDLL | None:
     """A C++ file of this folder as a library for this processor; None where it cannot be had, which is said once.
 
     Args:
         source: The file.
         kind: Flags that say which of its kinds.
+        otherwise: What could not be compiled then, and what that means.
     """
     with _compiling:
-        if (cxx := _compiler()) is None or cxx in _failed:
+        if (cxx := _compiler()) is None or (cxx, source) in _failed:
             return None
         try:
             vectors = _VECTORS.get(torch.backends.cpu.get_cpu_capability(), ())
             return load(source, cxx, (*_FLAGS, *vectors, *kind))
         except (OSError, subprocess.SubprocessError) as error:
-            _failed.add(cxx)  # it may have taken half a minute, which no other kind of neuron shall wait for again
-            warnings.warn(
-                f"the neuron's kernel could not be compiled by {' '.join(cxx)}: on the CPU neurons run without it, "
-                f"several times slower; results are the same. It said: {getattr(error, 'stderr', None) or error}",
-                stacklevel=2,
-            )
+            # it may have taken half a minute, which no other kind of this file shall wait for again
+            _failed.add((cxx, source))
+            said = getattr(error, "stderr", None) or error
+            warnings.warn(f"{otherwise.format(' '.join(cxx))}. It said: {said}", stacklevel=2)
             return None
 
 
 _compiling = threading.Lock()
-_failed: set[tuple[str, ...]] = set()  # compilers that did not do it in this process
+_failed: set[tuple[tuple[str, ...], Path]] = set()  # compilers and files that they did not do in this process
 
 
 @functools.cache

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .native import compiled
+from .native import compiled, has_instructions
 
 __all__ = ["convolution", "is_available", "pack", "takes", "unpack"]
 
 _SOURCE = Path(__file__).with_name("sparse.cpp")
 _CHANNELS = 64  # of which the input must have a multiple, and the output
 _LANES = 16
+_OTHERWISE = (
+    "the convolution that skips silence could not be compiled by {}: layers do without it; results are the same"
+)
 
 _Pair = tuple[int, int]
 
@@ -36,8 +39,7 @@ class _Convolution(ctypes.Structure):
 
 def is_available() -> bool:
     """Whether this machine has the instructions, and a C++ compiler."""
-    describe = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that is supported
-    return bool(describe is not None and describe().get("avx512_vnni")) and _library() is not None
+    return has_instructions("avx512_vnni") and _library() is not None
 
 
 def takes(conv: nn.Conv2d) -> bool:
@@ -98,4 +100,4 @@ def _vectors(out_channels: int) -> int:
 
 @functools.cache
 def _library() -> Any:
-    return compiled(_SOURCE, "-mavx512vnni")
+    return compiled(_SOURCE, "-mavx512vnni", otherwise=_OTHERWISE)

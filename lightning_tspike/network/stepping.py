@@ -16,7 +16,7 @@ from .._calls import Call
 from ..graph.tracing import TraceError
 from .features import are_maps
 
-__all__ = ["State", "StepNetwork", "Traceable"]
+__all__ = ["State", "StepNetwork", "Traceable", "check_batch_size", "check_eval"]
 
 State: TypeAlias = dict[str, Tensor]
 """The memories of all neurons, by the place where they are called: a neuron's name in the model; where the model calls
@@ -67,8 +67,7 @@ class StepNetwork(nn.Module):
 
     def __init__(self, network: Traceable, example: Tensor) -> None:
         super().__init__()
-        if network.training:
-            raise ValueError("the network is in train mode, where a frame's logits depend on its batch: call .eval()")
+        check_eval(network)
         network.call(example)  # raises where it is not for this network
         self.frame_shape = tuple(example.shape[-len(network.input_size) :])
         frame = torch.zeros(1, *self.frame_shape).to(_number_of(network.model))
@@ -83,8 +82,7 @@ class StepNetwork(nn.Module):
         Raises:
             ValueError: ``batch_size`` is no whole number of at least 1.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+        check_batch_size(batch_size)
         number = _number_of(self)
         dtype = torch.promote_types(number.dtype, torch.float32)
         return {
@@ -136,6 +134,18 @@ class StepNetwork(nn.Module):
                     f"the state is of {found[0] // rows} streams (the memory of {site!r} has shape {tuple(found)}), "
                     f"but {frame.shape[0]} frames were given (shape {tuple(frame.shape)}): each stream needs one"
                 )
+
+
+def check_eval(network: Traceable) -> None:
+    """Raise ValueError where a network is in train mode."""
+    if network.training:
+        raise ValueError("the network is in train mode, where a frame's logits depend on its batch: call .eval()")
+
+
+def check_batch_size(batch_size: object) -> None:
+    """Raise ValueError where a number of streams is no whole number of at least 1."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
 
 
 def _number_of(module: nn.Module) -> Tensor:

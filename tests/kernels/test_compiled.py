@@ -17,7 +17,7 @@ import torch
 
 from lightning_tspike import kernels
 from lightning_tspike.functional import ternary_lif
-from lightning_tspike.kernels import compiled, native
+from lightning_tspike.kernels import compiled, native, sparse
 
 NOBODY = 65534
 
@@ -63,6 +63,20 @@ def test_with_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.warns(UserWarning, match="this compiler is broken"):
         assert torch.equal(ternary_lif(x, 2), want)
     assert not list((tmp_path / "cache").rglob("*.so")), "half a library was left"
+
+
+def test_a_compiler_that_does_not_know_some_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then what needs them is missing, and nothing else."""
+    old = tmp_path / "c++"
+    real = shutil.which("c++")
+    old.write_text(f'#!/bin/sh\ncase "$*" in *avx512vnni*) echo unknown option >&2; exit 1;; esac\nexec {real} "$@"\n')
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    with pytest.warns(UserWarning, match="skips silence could not be compiled .* layers do without it.*unknown option"):
+        assert sparse._library.__wrapped__() is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert native._library(torch.float32, "hard", False, "rectangular") is not None
 
 
 def test_compiled_once(tmp_path: Path) -> None:
