@@ -1,6 +1,7 @@
 """Lightning callbacks that observe a ternary-spike network, steer its training and export its folded copy."""
 
 from .amplitude import AMPLITUDES, AmplitudeLogger
+from .averaging import AveragedWeights
 from .checkpoints import BestCheckpoint, LastCheckpoint
 from .energy import ENERGY, EnergyMonitor
 from .firing_rate import FIRING_RATES, FiringRateMonitor
@@ -14,6 +15,7 @@ from .whitening import WhitenedConvolution
 __all__ = [
     "REPORT_SECTIONS",
     "AmplitudeLogger",
+    "AveragedWeights",
     "BestCheckpoint",
     "EnergyMonitor",
     "FiringRateMonitor",

@@ -15,6 +15,7 @@ from ..files.input_spec import FrameSlicing, InputSpec, SliceBy
 from .base import ClassificationDataModule
 from .event_frames import CachedFrames, FrameAugmentation, Frames
 from .event_sources import Recordings, find_dataset, open_recordings, split_last
+from .image_transforms import Mixing
 from .options import EventAugmentation, EventLoading
 from .samples import Samples
 
@@ -79,7 +80,7 @@ class EventDataModule(ClassificationDataModule):
         width, height, polarities = self.sensor_size
         if size is not None and not 1 <= size <= min(width, height):
             raise ValueError(f"size must lie between 1 and {min(width, height)}, the sensor's, got {size!r}")
-        self.augmentation = FrameAugmentation(**vars(augmentation))
+        self.augmentation = FrameAugmentation(hflip=augmentation.hflip, roll=augmentation.roll, nda=augmentation.nda)
         self.options: dict[str, Any] = {
             "dataset": dataset,
             "root": root,
@@ -111,6 +112,8 @@ class EventDataModule(ClassificationDataModule):
         recordings: Recordings = train.recordings
         self.class_names = recordings.class_names
         self.num_classes = len(recordings.labels)
+        if self.options["mixup"] or self.options["cutmix"]:
+            self.train_collate = Mixing(self.num_classes, mixup=self.options["mixup"], cutmix=self.options["cutmix"])
         indices: Sequence[int] = range(len(train))
         if test is None:
             test, (indices, tested) = train, split_last(recordings.targets, _TEST_SHARE)

@@ -11,7 +11,7 @@ from timm.data.auto_augment import augment_and_mix_transform, auto_augment_trans
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
-from torchvision import transforms
+from torchvision import transforms, tv_tensors
 from torchvision.transforms import v2
 
 from ..files.input_spec import InputSpec
@@ -156,6 +156,8 @@ class Cutout:
 class Mixing:
     """Collate and mix the samples of a batch: mixup (arXiv 1710.09412), cutmix (arXiv 1905.04899), or either in turn.
 
+    Of frames [B, T, C, H, W], all time steps are mixed alike.
+
     Args:
         num_classes: K; mixed labels are probabilities [B, K].
         mixup: Parameter alpha of its beta distribution; 0 for none.
@@ -174,4 +176,6 @@ class Mixing:
         self.mix = v2.RandomChoice(mixes)
 
     def __call__(self, samples: Sequence[Any]) -> Any:
-        return self.mix(*collate_readable(samples))
+        x, labels = collate_readable(samples)
+        x, labels = self.mix(tv_tensors.Video(x) if x.ndim == 5 else x, labels)
+        return x.as_subclass(Tensor), labels

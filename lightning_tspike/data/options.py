@@ -133,8 +133,12 @@ class EventAugmentation:
         hflip: Probability of mirroring them.
         roll: Shift them by up to so many pixels, rolling over.
         nda: Geometric augmentation, see :class:`lightning_tspike.data.event_frames.FrameAugmentation`.
+        mixup: Parameter alpha of mixup; 0 for none.
+        cutmix: Parameter alpha of cutmix; 0 for none. With both, each batch gets one of them.
     """
 
     hflip: float = 0.0
     roll: int = 0
     nda: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 OTHER_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
+ALL_NORMS = (*NORMS, *OTHER_NORMS, nn.InstanceNorm3d, nn.RMSNorm)
 
 
 def input_of(node: fx.Node) -> Any:

@@ -13,6 +13,7 @@ from .._batches import logits_of
 from .._calls import Call, running
 from .._observe import is_observed
 from ..graph.gauges import GaugeClasses, TrainingScales
+from ..graph.operations import ALL_NORMS
 from ..graph.tracing import trace
 from ..memory import MemoryMode, keeping, set_up
 from ..neurons import SpikingNeuron, check_timesteps
@@ -134,6 +135,22 @@ class SpikingNetwork(nn.Module):
     def neurons(self) -> dict[str, SpikingNeuron]:
         """The neurons by their names in ``model``, in the order in which they are registered."""
         return {name: module for name, module in self.model.named_modules() if isinstance(module, SpikingNeuron)}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay is to leave alone: timm's optimizers ask a model for them.
+
+        Those of neurons and norms, however many dimensions they have, and what the model itself says of its own.
+        """
+        spared: set[str] = set()
+        for prefix, module in self.named_modules():
+            if isinstance(module, (SpikingNeuron, *ALL_NORMS)):
+                names: Any = (name for name, _ in module.named_parameters())
+            elif module is self:
+                continue
+            else:
+                names = getattr(module, "no_weight_decay", set)()
+            spared.update(f"{prefix}.{name}" for name in names)
+        return spared
 
     def report(self) -> NetworkReport:
         """What becomes of each amplitude: learned or not, shared with whom, live or cancelled, folded or kept.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from timm.optim import create_optimizer_v2
+from timm.optim import Lookahead
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,11 +32,11 @@ from ..models import create_network
 from ..network.config import NetworkConfig
 from ..network.own import own_network
 from ..network.spiking_network import SpikingNetwork
-from ..store.checkpoint import LABEL_NAMES, PREPROCESSING, reshape_scalars
+from ..store.checkpoint import LABEL_NAMES, PREPROCESSING
 from ..store.loading import load_with_config
 from .losses import membrane_regularization
 from .objective import Objective
-from .optimization import OptimizerOptions
+from .optimization import OptimizerOptions, create_optimizer
 from .schedules import create_schedule
 
 __all__ = ["TernarySNNModule"]
@@ -280,6 +280,13 @@ class TernarySNNModule(L.LightningModule):
         if self._epoch_seeded != self.current_epoch:
             self._seed(self.current_epoch)
 
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+        # Lookahead validates and saves its slow weights: as in timm's training, they take a step when an epoch ends
+        if self.trainer.is_last_batch or self.trainer.global_step == self.trainer.max_steps:
+            for optimizer in self.trainer.optimizers:
+                if isinstance(optimizer, Lookahead):
+                    optimizer.sync_lookahead()
+
     def _seed(self, epoch: int) -> None:
         self._epoch_seeded = epoch
         if (seed := run_seed()) is not None:
@@ -301,11 +308,7 @@ class TernarySNNModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hp = self.hparams
         self._planned_lr = hp["lr"]
-        optimizer = create_optimizer_v2(
-            self.network, hp["opt"], lr=hp["lr"], weight_decay=hp["weight_decay"], momentum=hp["momentum"]
-        )
-        loads: Any = getattr(optimizer, "_base_optimizer", optimizer)  # timm's Lookahead leaves it to another
-        loads.register_load_state_dict_pre_hook(reshape_scalars)
+        optimizer = create_optimizer(self.network, OptimizerOptions(**options_of(OptimizerOptions, dict(hp))))
         if hp["sched"] == "none":
             return optimizer
         schedule: Any = create_schedule(self.trainer, optimizer, hp["sched"], warmup_epochs=hp["warmup_epochs"])

@@ -34,6 +34,8 @@ class Objective:
         teacher_weights: File with the teacher's state_dict; None for timm's pretrained weights.
         teacher_weight: Share of the distillation in the loss, in [0, 1].
         teacher_temperature: Its temperature.
+        teacher_per_step: Match the teacher at every time step, as ``"tet"`` does the labels, rather than by the
+            time-averaged logits.
 
     Raises:
         ValueError: A number is out of range, or the loss is unknown.
@@ -47,6 +49,7 @@ class Objective:
     teacher_weights: str | None = None
     teacher_weight: float = 0.5
     teacher_temperature: float = 4.0
+    teacher_per_step: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.loss) and self.loss not in ("ce", "tet"):
@@ -94,5 +97,7 @@ class Objective:
             loss = F.cross_entropy(per_step.mean(0), targets, label_smoothing=self.label_smoothing)
         if taught is None:
             return loss
-        distillation = distillation_loss(per_step.mean(0), taught, temperature=self.teacher_temperature)
+        ours = per_step if self.teacher_per_step else per_step.mean(0, keepdim=True)
+        theirs = taught.repeat(len(ours), 1)  # the mean over time steps is that over more rows
+        distillation = distillation_loss(ours.flatten(0, 1), theirs, temperature=self.teacher_temperature)
         return (1 - self.teacher_weight) * loss + self.teacher_weight * distillation

@@ -47,6 +47,17 @@ def nmnist(root: Path, per_class: int = 2, classes: int = 2) -> Path:
     return root / "NMNIST/Train"
 
 
+def test_frames_and_labels_are_mixed_for_training_alone(tmp_path: Path) -> None:
+    nmnist(tmp_path, per_class=4)
+    torch.manual_seed(0)
+    data = set_up("NMNIST", tmp_path, mixup=0.8, cutmix=1.0, val_share=0.0, batch_size=8)
+    frames, labels = next(iter(data.train_dataloader()))
+    assert frames.shape == (8, 4, 2, 34, 34)
+    assert labels.shape == (8, 2)
+    assert ((labels > 0).sum(1) == 2).any()
+    assert next(iter(data.val_dataloader()))[1].ndim == 1
+
+
 @pytest.fixture(scope="session")
 def sample(shared: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some real recordings of N-MNIST: 12 for training and 4 for testing of each of three digits."""

@@ -316,6 +316,16 @@ def test_mixup_by_hand() -> None:
         Mixing(4, mixup=-1.0, cutmix=0.0)
 
 
+def test_frames_are_mixed_alike_at_every_time_step() -> None:
+    samples = [(torch.full((3, 2, 6, 6), float(i)), i) for i in range(4)]
+    for options in ({"mixup": 1.0, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}):
+        x, y = Mixing(4, **options)(samples)
+        assert type(x) is torch.Tensor
+        assert x.shape == (4, 3, 2, 6, 6)
+        assert all(torch.equal(x[:, 0], x[:, t]) for t in range(3))
+        torch.testing.assert_close(x.mean((1, 2, 3, 4)), y @ torch.arange(4.0))  # shares of labels are those of pixels
+
+
 def test_grey_images_are_evaluated_as_they_are() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
     transform = evaluation_transform(InputSpec((1, 28, 28), (0.5,), (0.25,)))

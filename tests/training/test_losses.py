@@ -14,6 +14,7 @@ from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig
 from lightning_tspike.training.losses import distillation_loss, membrane_regularization, tet_loss
+from lightning_tspike.training.objective import Objective
 
 TINY = {"layers": [1], "widths": [4]}
 
@@ -29,6 +30,32 @@ def test_tet_is_the_mean_over_time_steps(weight: float) -> None:
     loss = tet_loss(logits, labels, weight=weight)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_tet_of_mixed_labels_smooths_them_once(smoothing: float) -> None:
+    """As mixup gives them: every time step against (1 - smoothing) p + smoothing / K."""
+    logits, mixed = torch.randn(3, 4, 5, dtype=torch.float64), torch.rand(4, 5, dtype=torch.float64)
+    mixed = mixed / mixed.sum(1, keepdim=True)
+    smoothed = (1 - smoothing) * mixed + smoothing / 5
+    expected = sum(-(smoothed * step.log_softmax(-1)).sum() for step in logits) / 12
+    expected = 0.9 * expected + 0.1 * (logits - 1).square().mean()
+    objective = Objective(loss="tet", tet_weight=0.1, label_smoothing=smoothing)
+    torch.testing.assert_close(objective.of(logits, mixed), expected)
+
+
+@pytest.mark.parametrize("loss", ["ce", "tet"])
+def test_teacher_of_every_time_step(loss: str) -> None:
+    logits, taught = torch.randn(3, 4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    labels = torch.tensor([0, 4, 2, 2])
+    alone = Objective(loss=loss).of(logits, labels)
+    options = {"loss": loss, "teacher": "resnet18", "teacher_weight": 0.3, "teacher_temperature": 2.0}
+    by_step = sum(distillation_loss(step, taught, temperature=2.0) for step in logits) / 3
+    by_mean = distillation_loss(logits.mean(0), taught, temperature=2.0)
+    for per_step, distillation in ((True, by_step), (False, by_mean)):
+        total = Objective(teacher_per_step=per_step, **options).of(logits, labels, taught=taught)
+        torch.testing.assert_close(total, 0.7 * alone + 0.3 * distillation)
+    assert not torch.allclose(by_step, by_mean)
 
 
 def test_tet_takes_no_other_shapes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Callable
@@ -11,14 +12,16 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
+import timm
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from lightning_tspike import TernarySNNModule, zoo
 from lightning_tspike.callbacks import FoldExport
-from lightning_tspike.data import DigitsDataModule
+from lightning_tspike.data import DigitsDataModule, ImageDataModule
 from lightning_tspike.folding import fold
 from lightning_tspike.store.checkpoint import read_checkpoint
+from lightning_tspike.training import distillation_loss, tet_loss
 
 
 def unpack(archive: Path, folder: Path, pattern: str, limit: int) -> None:
@@ -127,6 +130,67 @@ def test_check_explains_mistakes(tspike: Callable[..., Any], tmp_path: Path, wor
     (tmp_path / "empty.yaml").write_text("model: {}\n")
     result = tspike("data", "check", *words)
     assert re.search(message, str(result.status) + result.stderr), result
+
+
+@pytest.mark.parametrize(
+    "recipe", ["cifar10_small_modern", pytest.param("resnet19_cifar10_modern", marks=pytest.mark.slow)]
+)
+def test_everything_together(tspike: Callable[..., Any], cifar10: Path, tmp_path: Path, recipe: str) -> None:
+    """Mixed images and labels, TET, a teacher and averaged weights: folded as unfolded, and resumed bit for bit."""
+    teacher = tmp_path / "teacher.pth"
+    small = {"layers": [1], "widths": [4]}
+    torch.save(timm.create_model("tspike_resnet_small", num_classes=10).state_dict(), teacher)
+    words = [
+        f"--model.teacher_weights={teacher}", "--model.teacher=tspike_resnet_small", "--model.sched=constant",
+        "--model.backbone=tspike_resnet_small", f"--model.backbone_kwargs={json.dumps(small)}", "--model.lr=0.01",
+        "--data.dataset=npz", "--data.val_images=50", "--data.num_workers=0", "--trainer.precision=32-true",
+    ]  # fmt: skip
+    run = tmp_path / "runs" / recipe
+    fit(tspike, recipe, cifar10, *words, "--trainer.max_epochs=2")
+    fit(tspike, recipe, cifar10, *words)
+    fit(tspike, recipe, cifar10, *words, "--trainer.max_epochs=2", "--ckpt_path=last")
+    whole, resumed = (torch.load(run / f"version_{i}/checkpoints/last.ckpt", weights_only=True) for i in range(2))
+    assert whole["global_step"] == resumed["global_step"] == 4
+    for key in ("state_dict", "current_model_state", "optimizer_states"):
+        torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0)
+    options = whole["hyper_parameters"]
+    assert options["weight_decay"] == 5e-4
+    assert (options["loss"], options["teacher_per_step"], options["label_smoothing"]) == ("tet", True, 0.1)
+    assert not any("teacher" in name for name in whole["state_dict"])
+
+
+def test_teacher_sees_the_mixed_images(tmp_path: Path, cifar10: Path) -> None:
+    """The first step's loss, by hand: of every time step, against mixed labels and what the teacher says of them."""
+    teacher = timm.create_model("tspike_resnet_small", num_classes=10).eval()
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+
+    class First(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, module: TernarySNNModule, batch: object, index: int) -> None:
+            x, y = batch
+            assert y.shape == (8, 10)
+            assert ((y > 0).sum(1) > 1).any()
+            logits = module.network(x, per_step=True)
+            loss = tet_loss(logits, y, label_smoothing=0.1)
+            distillation = sum(distillation_loss(step, teacher(x)) for step in logits) / len(logits)
+            self.expected = (0.5 * loss + 0.5 * distillation).item()
+            self.accuracy = (logits.mean(0).argmax(1) == y.argmax(1)).float().mean().item()
+
+        def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+            self.logged = trainer.logged_metrics["train/loss"].item()
+
+    first = First()
+    module = TernarySNNModule(
+        "tspike_resnet_small", num_classes=10, timesteps=2, loss="tet", label_smoothing=0.1,
+        teacher="tspike_resnet_small", teacher_weights=str(tmp_path / "teacher.pth"), teacher_per_step=True,
+    )  # fmt: skip
+    trainer = L.Trainer(
+        max_epochs=1, limit_train_batches=1, limit_val_batches=0, accelerator="cpu", logger=False, callbacks=[first],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    data = ImageDataModule("npz", str(cifar10), val_images=50, mixup=0.8, cutmix=1.0, batch_size=8)
+    trainer.fit(module, data)
+    assert first.logged == pytest.approx(first.expected, rel=1e-5)
+    assert trainer.logged_metrics["train/acc1"].item() == pytest.approx(first.accuracy)
 
 
 def test_averaged_weights_are_what_is_saved_and_folded(tmp_path: Path) -> None:
