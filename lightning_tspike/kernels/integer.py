@@ -1,7 +1,7 @@
 """Neurons and pools of the integer runtime on processors: integer.cpp, called through ctypes.
 
-Spikes travel as bytes: n is kept as n + zero_point, so a ternary spike is 0, 1 or 2 with zero point 1, one of several
-levels 0 to 2 * levels with zero point levels, and a binary one 0 or 1 with zero point 0. All tensors have channels last.
+Spikes travel as bytes: n is kept as n + zero_point, so a ternary spike is 0, 1 or 2 with zero point 1 and a binary one
+0 or 1 with zero point 0; a spike of D levels is from 0 to 2 D with zero point D. All tensors have channels last.
 """
 
 from __future__ import annotations

@@ -157,9 +157,7 @@ def library(neuron: Neuron, dtype: torch.dtype) -> Any:
 
 
 @functools.cache
-def _library(
-    dtype: torch.dtype, reset: str, detach_reset: bool, surrogate: str, levels: int = 1
-) -> ctypes.CDLL | None:
+def _library(dtype: torch.dtype, reset: str, detach_reset: bool, surrogate: str, levels: int = 1) -> ctypes.CDLL | None:
     """The compiled library for one kind of neuron; None where it cannot be had."""
     return compiled(
         _SOURCE,
