@@ -191,9 +191,8 @@ class _Unfolding:
     def _unfold(self, node: fx.Node) -> None:
         found = layer_of(node, self.modules) if not node.meta["hooked"] and node.op != "get_attr" else None
         if found is not None and isinstance(found[0], SpikingNeuron):
-            neuron, x = found
-            adds = x in self.split
-            new = _SubstepNeuron(neuron, self.levels, adds=adds)
+            neuron, x = found[0], found[1]
+            new = _SubstepNeuron(neuron, self.levels, adds=x in self.split)
             self.now[node] = self._call(str(node.target), new, self.now[x])
             self.split[node] = True
             return
