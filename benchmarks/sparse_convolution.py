@@ -77,7 +77,7 @@ def _layer(name: str, options: argparse.Namespace) -> dict[str, Any]:
     channels, out_channels, size, kernel, stride = LAYERS[name]
     conv = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2)
     dense, skipping = (
-        IntegerConv(conv.weight, conv, (kernel // 2, kernel // 2), 1, (size, size)) for _ in range(2)
+        IntegerConv(conv.weight, conv, (kernel // 2, kernel // 2), 1, 1, (size, size)) for _ in range(2)
     )  # fmt: skip
     skipping.become_sparse()
     row: dict[str, Any] = {"layer": name}

@@ -129,7 +129,8 @@ class MembraneHistogram(BatchObserver):
         u = (u / per_channel(neuron.firing_threshold, u)).float()
         counts = torch.histc(u.clamp(-self.span, self.span), self.bins, -self.span, self.span)
         fires = (u.abs() if neuron.is_ternary else u) >= 1
-        gradient = SURROGATES[neuron.surrogate](u, torch.ones((), device=u.device), neuron.is_ternary)
+        one = torch.ones((), device=u.device)
+        gradient = SURROGATES[neuron.surrogate](u, one, neuron.is_ternary, neuron.levels)
         beyond = torch.stack([fires.sum(), (gradient == 0).sum(), torch.tensor(u.numel(), device=u.device)])
         return torch.cat([counts.double(), beyond.double()])
 

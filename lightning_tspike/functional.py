@@ -15,6 +15,15 @@ amplitude takes no part in the reset. The backward pass takes a surrogate for ds
 gradients flow through the reset too, with d|s|/ds = sign(s), unless it is detached. Default threshold, decay and
 surrogate are those of the authors' published code.
 
+With ``levels=D`` above 1 (and a soft reset) a ternary neuron sends whole numbers from -D to +D, in steps of 2 theta::
+
+    s_t = clip(round(u_t / 2 theta), -D, D)              halves away from zero
+    v_t = u_t - 2 theta * s_t                            a spike takes with it what it has sent
+
+This is I-LIF (SpikeYOLO, ECCV 2024; Spike-driven Transformer V3), which sends 0..D, with a sign. At D = 1 the formula
+for s gives the ternary spike; only the soft reset differs: there it takes one threshold, as it always has here, half of
+what rounding to steps of 2 theta has sent. Without a next time step both are the same.
+
 The complemented ternary neuron (CTSN, arXiv 2601.15598) replaces tau * v_{t-1} by a memory h_t, h_1 = 0, with three
 learned numbers, here after their sigmoid, alpha, beta and gamma in (0, 1)::
 
@@ -25,7 +34,6 @@ learned numbers, here after their sigmoid, alpha, beta and gamma in (0, 1)::
 
 from __future__ import annotations
 
-import numbers
 from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -33,6 +41,7 @@ import torch
 from torch import Tensor
 
 from . import kernels
+from ._checks import check_input, check_levels, check_numbers, check_range, check_timesteps
 from ._plain import is_plain
 from .kernels import Neuron, per_channel
 from .surrogate import Fire, fired, firing
@@ -66,6 +75,7 @@ def ternary_lif(
     reset: Reset = "hard",
     detach_reset: bool = False,
     surrogate: Surrogate = "rectangular",
+    levels: int = 1,
     complement: Complement | None = None,
     static_input: bool = False,
 ) -> Tensor:
@@ -83,6 +93,7 @@ def ternary_lif(
         reset: ``"hard"`` sets the membrane potential to 0 after a spike, ``"soft"`` subtracts the threshold.
         detach_reset: Cut the gradient that flows through the reset.
         surrogate: ``"rectangular"``, ``"triangular"`` or ``"arctan"``.
+        levels: D, from 1 to 127: spikes are from -D to +D. More than one need ``reset="soft"`` and no complement.
         complement: For the complemented neuron; None for the ordinary one.
         static_input: ``x`` has shape [B, ...] and is the input at every time step.
 
@@ -91,8 +102,9 @@ def ternary_lif(
 
     Raises:
         ValueError: ``timesteps`` is not a positive whole number or does not divide the first dimension of ``x``, ``x``
-            holds complex numbers, a name is unknown, or amplitude, decay or threshold is out of range. Of tensors on
-            GPUs the range is not looked at: every call would wait for the GPU.
+            holds complex numbers, a name is unknown, amplitude, decay, threshold or ``levels`` is out of range, or
+            ``levels`` has no meaning for the neuron. Of tensors on GPUs the range is not looked at: every call would
+            wait for the GPU.
 
     Half-precision inputs are integrated in float32. A NaN membrane potential never reaches a threshold, so it gives
     no spike; an infinite one fires, and as v_t is then inf * 0 or inf - theta, a hard reset leaves NaN: silence.
@@ -106,7 +118,7 @@ def ternary_lif(
         >>> ternary_lif(x, timesteps=3, amplitude=2.0).flatten().tolist()
         [2.0, 0.0, -2.0]
     """
-    neuron = Neuron(timesteps, reset, detach_reset, surrogate, is_ternary=True, static_input=static_input)
+    neuron = Neuron(timesteps, reset, detach_reset, surrogate, True, static_input, levels)
     return _spikes(x, amplitude, decay, threshold, neuron, complement)
 
 
@@ -136,6 +148,7 @@ def membrane_potential(
     reset: Reset = "hard",
     detach_reset: bool = False,
     surrogate: Surrogate = "rectangular",
+    levels: int = 1,
     complement: Complement | None = None,
     static_input: bool = False,
     is_ternary: bool = True,
@@ -150,6 +163,7 @@ def membrane_potential(
         reset: As in :func:`ternary_lif`.
         detach_reset: As in :func:`ternary_lif`.
         surrogate: As in :func:`ternary_lif`; it matters to the gradient alone.
+        levels: As in :func:`ternary_lif`.
         complement: As in :func:`ternary_lif`.
         static_input: As in :func:`ternary_lif`.
         is_ternary: False for binary neurons.
@@ -160,7 +174,8 @@ def membrane_potential(
     Raises:
         ValueError: As for :func:`ternary_lif`.
     """
-    fire = firing(surrogate, is_ternary)
+    fire = firing(surrogate, is_ternary, levels)
+    check_levels(levels, reset, is_ternary and complement is None)
     x = _over_time(x, timesteps) if static_input else x
     return integrate_and_fire(
         x,
@@ -170,6 +185,7 @@ def membrane_potential(
         threshold=threshold,
         reset=reset,
         detach_reset=detach_reset,
+        levels=levels,
         complement=complement,
     )[0]
 
@@ -183,6 +199,7 @@ def integrate_and_fire(
     threshold: Number,
     reset: Reset,
     detach_reset: bool = False,
+    levels: int = 1,
     complement: Complement | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The core of all neurons: integrate, fire and reset over T time steps.
@@ -196,6 +213,7 @@ def integrate_and_fire(
         threshold: As in :func:`ternary_lif`.
         reset: As in :func:`ternary_lif`.
         detach_reset: As in :func:`ternary_lif`.
+        levels: D of what ``fire`` gives; it matters to the soft reset.
         complement: As in :func:`ternary_lif`.
 
     Returns:
@@ -206,8 +224,8 @@ def integrate_and_fire(
     """
     x = _as_floats(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    _check(x, timesteps, reset)
-    _check_numbers(decay, threshold, dtype)
+    check_input(x, timesteps, reset)
+    check_numbers(decay, threshold, dtype)
     theta = per_channel(_as_tensor(threshold, x, dtype), x)
     decay = _as_tensor(decay, x, dtype) if isinstance(decay, Tensor) else decay
     currents = x.to(dtype).unflatten(0, (timesteps, x.shape[0] // timesteps)).unbind(0)  # T times [B, ...]
@@ -220,7 +238,7 @@ def integrate_and_fire(
         membranes.append(u)
         spikes.append(s)
         if t + 1 < timesteps:
-            h = _left_of(u, s, theta, h, decay, reset, detach_reset, complement)
+            h = _left_of(u, s, theta, h, decay, reset, detach_reset, levels, complement)
     return torch.cat(membranes), torch.cat(spikes)
 
 
@@ -234,6 +252,7 @@ def step(
     reset: Reset = "hard",
     detach_reset: bool = False,
     surrogate: Surrogate = "rectangular",
+    levels: int = 1,
     complement: Complement | None = None,
     is_ternary: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -252,6 +271,7 @@ def step(
         reset: As in :func:`ternary_lif`.
         detach_reset: As in :func:`ternary_lif`.
         surrogate: As in :func:`ternary_lif`.
+        levels: As in :func:`ternary_lif`.
         complement: As in :func:`ternary_lif`.
         is_ternary: False for binary neurons.
 
@@ -271,26 +291,28 @@ def step(
         0.0
         -2.0
     """
-    fire = firing(surrogate, is_ternary)
+    fire = firing(surrogate, is_ternary, levels)
+    check_levels(levels, reset, is_ternary and complement is None)
     x = _as_floats(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
-    _check(x, 1, reset)
-    _check_numbers(decay, threshold, dtype)
+    check_input(x, 1, reset)
+    check_numbers(decay, threshold, dtype)
     if not isinstance(amplitude, Tensor):
-        _check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
+        check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
     if memory.shape != x.shape:
         raise ValueError(f"the memory has shape {tuple(memory.shape)}, but the input current {tuple(x.shape)}")
     amplitude, theta = _as_tensor(amplitude, x, dtype), _as_tensor(threshold, x, dtype)
     decay = _as_tensor(decay, x, dtype) if isinstance(decay, Tensor) else decay
     if not (torch.compiler.is_compiling() or torch.is_grad_enabled()) and is_plain(x):
-        neuron = Neuron(1, reset, detach_reset, surrogate, is_ternary, static_input=False)
+        neuron = Neuron(1, reset, detach_reset, surrogate, is_ternary, False, levels)
         if complement is None and (fused := kernels.step(x, memory, amplitude, theta, decay, neuron)) is not None:
             return fused
-        fire = partial(fired, is_ternary=is_ternary)  # of a small layer, autograd's way there takes most of the time
+        # of a small layer, autograd's way there takes most of the time
+        fire = partial(fired, is_ternary=is_ternary, levels=levels)
     theta = per_channel(theta, x)
     u = x.to(dtype) + memory  # in this order, for the result to lie in memory as x does
     s = fire(u, theta)
-    memory = _left_of(u, s, theta, memory, decay, reset, detach_reset, complement)
+    memory = _left_of(u, s, theta, memory, decay, reset, detach_reset, levels, complement)
     return (s * per_channel(amplitude, x)).to(x.dtype), memory
 
 
@@ -302,11 +324,12 @@ def _left_of(
     decay: Number,
     reset: Reset,
     detach_reset: bool,
+    levels: int,
     complement: Complement | None,
 ) -> Tensor:
     """h_{t+1}, from u_t, s_t and h_t (None: 0)."""
     s = s.detach() if detach_reset else s
-    v = u * (1 - s.abs()) if reset == "hard" else u - theta * s
+    v = u * (1 - s.abs()) if reset == "hard" else u - (theta if levels == 1 else 2 * theta) * s
     return decay * v if complement is None else _remember(complement, h, decay * v)
 
 
@@ -324,22 +347,24 @@ def _spikes(
     x: Tensor, amplitude: Number, decay: Number, threshold: Number, neuron: Neuron, complement: Complement | None
 ) -> Tensor:
     """Spikes a * s [T*B, ...], by a kernel or by the equations."""
-    fire = firing(neuron.surrogate, neuron.is_ternary)
+    fire = firing(neuron.surrogate, neuron.is_ternary, neuron.levels)
+    check_levels(neuron.levels, neuron.reset, neuron.is_ternary and complement is None)
     x = _as_floats(x)
     dtype = torch.promote_types(x.dtype, torch.float32)
     if not isinstance(amplitude, Tensor):  # what training makes of one is for training to see, in its loss
-        _check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
+        check_range("amplitude", amplitude, 0.0, torch.finfo(dtype).max)
     amplitude = _as_tensor(amplitude, x, dtype)
     way = kernels.choose(x, neuron) if complement is None else "reference"
     if way != "reference":
-        _check(x, 1 if neuron.static_input else neuron.timesteps, neuron.reset)
-        _check_timesteps(neuron.timesteps)
-        _check_numbers(decay, threshold, dtype)
+        check_input(x, 1 if neuron.static_input else neuron.timesteps, neuron.reset)
+        check_timesteps(neuron.timesteps)
+        check_numbers(decay, threshold, dtype)
         decay = _as_tensor(decay, x, dtype) if isinstance(decay, Tensor) else decay
         return kernels.run(way, x, amplitude, _as_tensor(threshold, x, dtype), decay, neuron)
     _, spikes = integrate_and_fire(
         _over_time(x, neuron.timesteps) if neuron.static_input else x, neuron.timesteps, fire,
-        decay=decay, threshold=threshold, reset=neuron.reset, detach_reset=neuron.detach_reset, complement=complement,
+        decay=decay, threshold=threshold, reset=neuron.reset, detach_reset=neuron.detach_reset, levels=neuron.levels,
+        complement=complement,
     )  # fmt: skip
     # in the dtype of x only at the end: the amplitude's gradient is summed over spikes in single precision
     return (spikes * per_channel(amplitude, x)).to(x.dtype)
@@ -366,47 +391,5 @@ def _as_floats(x: Tensor) -> Tensor:
 
 
 def _over_time(x: Tensor, timesteps: int) -> Tensor:
-    _check_timesteps(timesteps)
+    check_timesteps(timesteps)
     return x.repeat(timesteps, *[1] * (x.ndim - 1))
-
-
-def _check_timesteps(timesteps: int) -> None:
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-        raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
-
-
-def _check(x: Tensor, timesteps: int, reset: str) -> None:
-    _check_timesteps(timesteps)
-    if x.ndim == 0 or x.shape[0] % timesteps:
-        raise ValueError(
-            f"x must have shape [T*B, ...] with T = {timesteps} outermost, got {tuple(x.shape)}: "
-            f"its first dimension is no multiple of {timesteps}"
-        )
-    if reset not in ("hard", "soft"):
-        raise ValueError(f"reset must be 'hard' or 'soft', got {reset!r}")
-
-
-def _check_numbers(decay: Number, threshold: Number, dtype: torch.dtype) -> None:
-    if isinstance(decay, Tensor) and decay.numel() != 1:
-        raise ValueError(f"decay must be one number, got a tensor of shape {tuple(decay.shape)}")
-    _check_range("decay", decay, 0.0, 1.0)
-    # of anything smaller the surrogate's height, 1 / theta, would be infinite
-    _check_range("threshold", threshold, torch.finfo(dtype).tiny, torch.finfo(dtype).max)
-
-
-def _check_range(name: str, value: Number, least: float, most: float) -> None:
-    """Raise where a number is not in [least, most], or is NaN; of a tensor, where that costs nothing to know."""
-    low = high = value
-    if isinstance(value, Tensor):
-        # a GPU would be waited for, and a graph cut in two
-        if torch.compiler.is_compiling() or not value.is_cpu or value.numel() == 0 or not is_plain(value):
-            return
-        if value.ndim == 0:
-            low = high = value.item()
-        else:
-            low, high = (v.item() for v in value.detach().aminmax())
-    elif isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} must be a number or a tensor, got {value!r}")
-    if not (least <= low and high <= most):
-        wrong = high if least <= low else low
-        raise ValueError(f"{name} must be between {least:.3g} and {most:.3g}, got {wrong!r}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import functional
 from ._calls import call_of
+from ._checks import check_levels, check_timesteps
 from .surrogate import SURROGATES
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "BinaryLIF",
     "ComplementedTernaryLIF",
     "NeuronOptions",
+    "Quantized",
     "SpikingNeuron",
     "TernaryIF",
     "TernaryLIF",
@@ -42,6 +44,8 @@ class NeuronOptions:
         reset: ``"hard"`` sets the membrane potential to 0 after a spike, ``"soft"`` subtracts the threshold.
         detach_reset: Cut the gradient that flows through the reset.
         surrogate: Surrogate gradient: ``"rectangular"``, ``"triangular"`` or ``"arctan"``.
+        levels: Spikes are whole numbers from -levels to +levels, in steps of two thresholds; from 1 to 127. More than 1
+            are for ``"ternary_lif"`` and ``"ternary_if"`` with ``reset="soft"`` and for ``"quantized"``.
 
     Raises:
         ValueError: An option is out of range or of another type; the message names it.
@@ -55,6 +59,7 @@ class NeuronOptions:
     reset: functional.Reset = "hard"
     detach_reset: bool = False
     surrogate: functional.Surrogate = "rectangular"
+    levels: int = 1
 
     def __post_init__(self) -> None:
         if self.amplitude not in ("layer", "channel", "fixed"):
@@ -77,6 +82,7 @@ class NeuronOptions:
             raise ValueError(f"reset must be 'hard' or 'soft', got {self.reset!r}")
         if self.surrogate not in SURROGATES:
             raise ValueError(f"surrogate must be one of {sorted(SURROGATES)}, got {self.surrogate!r}")
+        check_levels(self.levels, "soft", True)
 
 
 class SpikingNeuron(nn.Module):
@@ -111,6 +117,7 @@ class SpikingNeuron(nn.Module):
     is_ternary: ClassVar[bool]
 
     threshold: Tensor
+    levels: int = 1  # of neurons in older files
 
     def __init__(self, timesteps: int, *, channels: int | None = None, **options: Any) -> None:
         super().__init__()
@@ -120,6 +127,8 @@ class SpikingNeuron(nn.Module):
         self.reset = chosen.reset
         self.detach_reset = chosen.detach_reset
         self.surrogate = chosen.surrogate
+        self.levels = chosen.levels
+        check_levels(self.levels, self.reset, self.is_ternary)
         self.is_encoder = False
         self._static_input = False
         self._decay = float(chosen.decay)
@@ -181,6 +190,7 @@ class SpikingNeuron(nn.Module):
             reset=self.reset,
             detach_reset=self.detach_reset,
             surrogate=self.surrogate,
+            levels=self.levels,
         )
 
     @property
@@ -244,14 +254,15 @@ class SpikingNeuron(nn.Module):
     def extra_repr(self) -> str:
         decay = "learned" if self.raw_decay is not None else self._decay
         threshold = "learned" if isinstance(self.threshold, nn.Parameter) else self.threshold.tolist()
+        levels = "" if self.levels == 1 else f", levels={self.levels}"
         return (
             f"timesteps={self._timesteps}, amplitude={self.amplitude_kind}, decay={decay}, threshold={threshold}, "
-            f"reset={self.reset}, detach_reset={self.detach_reset}, surrogate={self.surrogate}"
+            f"reset={self.reset}, detach_reset={self.detach_reset}, surrogate={self.surrogate}{levels}"
         )
 
 
 class TernaryLIF(SpikingNeuron):
-    """Ternary leaky integrate-and-fire neurons: s in {-1, 0, +1}; see :class:`SpikingNeuron`."""
+    """Ternary leaky integrate-and-fire neurons: s in {-1, 0, +1}, or -levels to +levels; see :class:`SpikingNeuron`."""
 
     is_ternary = True
 
@@ -262,6 +273,9 @@ class TernaryLIF(SpikingNeuron):
     def step(self, memory: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """One time step, see :meth:`SpikingNeuron.step`: memory and current to spikes and memory, all [B, ...]."""
         return functional.step(x, memory, self.amplitude, is_ternary=True, **self._equations())
+
+    def _equations(self) -> dict[str, Any]:
+        return {**super()._equations(), "levels": self.levels}
 
 
 class TernaryIF(TernaryLIF):
@@ -277,6 +291,41 @@ class TernaryIF(TernaryLIF):
             raise ValueError("an integrate-and-fire neuron does not leak: leave decay and learn_decay as they are")
         options["decay"] = 1.0
         super().__init__(timesteps, channels=channels, **options)
+
+
+class Quantized(TernaryLIF):
+    """A quantised activation: the spikes of ternary neurons without a memory, each time step for itself.
+
+    s = clip(round(x / 2 theta), -levels, levels). A network of these is the quantised ANN that a spiking network with
+    as many levels is compared with, usually at T = 1, where it is the same network. Options that are about what is left
+    of the past have no meaning: ``reset`` and ``detach_reset`` change nothing.
+
+    Raises:
+        ValueError: An argument is outside its range, or ``decay`` or ``learn_decay`` is given another value.
+    """
+
+    def __init__(self, timesteps: int, *, channels: int | None = None, **options: Any) -> None:
+        if options.get("decay", 0.0) not in (0.0, functional.DECAY) or options.get("learn_decay"):
+            raise ValueError("a quantised activation has no memory: leave decay and learn_decay as they are")
+        options["decay"] = 0.0
+        if options.get("reset", "hard") == "hard":  # the default; several levels need the other one
+            options["reset"] = "soft"
+        super().__init__(timesteps, channels=channels, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Input [T*B, ...] ([B, ...] with ``static_input``) to spikes a * s [T*B, ...]."""
+        spikes = functional.ternary_lif(x, 1, self.amplitude, **self._equations())
+        return self._send(torch.cat([spikes] * self.timesteps) if self.static_input else spikes)
+
+    def step(self, memory: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One time step, see :meth:`SpikingNeuron.step`: the memory is and stays zero."""
+        zero = torch.zeros_like(memory)
+        return functional.step(x, zero, self.amplitude, is_ternary=True, **self._equations())[0], zero
+
+    def membrane_potential(self, x: Tensor) -> Tensor:
+        """What is rounded, [T*B, ...]: the input."""
+        u = functional.membrane_potential(x, 1, **self._equations())
+        return torch.cat([u] * self.timesteps) if self.static_input else u
 
 
 class BinaryLIF(SpikingNeuron):
@@ -318,6 +367,7 @@ class ComplementedTernaryLIF(TernaryLIF):
         **options: Any,
     ) -> None:
         super().__init__(timesteps, channels=channels, **options)
+        check_levels(self.levels, self.reset, False)
         if variant not in ("static", "events"):
             raise ValueError(f"variant must be 'static' or 'events', got {variant!r}")
         self.variant = variant
@@ -337,18 +387,9 @@ NEURONS: dict[str, Callable[..., SpikingNeuron]] = {
     "binary_lif": BinaryLIF,
     "ctsn": ComplementedTernaryLIF,
     "ctsn_events": partial(ComplementedTernaryLIF, variant="events"),
+    "quantized": Quantized,
 }
 """Neurons by the names that configurations use; each is called with T, ``channels`` and :class:`NeuronOptions`."""
-
-
-def check_timesteps(timesteps: object) -> None:
-    """Check a number of time steps.
-
-    Raises:
-        ValueError: It is no whole number of at least 1.
-    """
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-        raise ValueError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
 
 
 def _ones(amplitude: str, channels: int | None) -> Tensor:

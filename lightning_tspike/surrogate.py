@@ -13,6 +13,10 @@ z in units of the threshold and an area of 1 under h, the height of the step:
 ============== ========================================== ==============================================================
 
 All of them depend on u / theta alone: ds/du = h(u / theta - 1) / theta, and hence ds/dtheta = -(u / theta) ds/du.
+
+A spike of several levels, s in {-D..D}, is the sum of 2 D steps, at +-theta, +-3 theta, ..., +-(2 D - 1) theta, and
+ds/du the sum of their 2 D functions h. So the rectangular one stays straight-through up to the end of the last level,
+ds/du = 1 / (2 theta) where |u| < 2 D theta; the triangles stand side by side, each on a step.
 """
 
 from __future__ import annotations
@@ -32,25 +36,32 @@ Fire: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """u, theta -> s."""
 
 
-def rectangular(u: Tensor, threshold: Tensor, is_ternary: bool) -> Tensor:
+def rectangular(u: Tensor, threshold: Tensor, is_ternary: bool, levels: int = 1) -> Tensor:
     """ds/du of the rectangular surrogate (equation above): shape of ``u``."""
     # 2 theta is compared with u, not 1 with u / theta: rounding would move the edges, and u = 0 belongs to the inside
     if is_ternary:
-        return _indicator(torch.lt, u.abs(), 2 * threshold) / (2 * threshold)
+        return _indicator(torch.lt, u.abs(), 2 * levels * threshold) / (2 * threshold)
     return _indicator(torch.lt, (u - threshold).abs(), threshold) / (2 * threshold)
 
 
-def triangular(u: Tensor, threshold: Tensor, is_ternary: bool) -> Tensor:
+def triangular(u: Tensor, threshold: Tensor, is_ternary: bool, levels: int = 1) -> Tensor:
     """ds/du of the triangular surrogate (equation above): shape of ``u``."""
-    z = (u.abs() if is_ternary else u) / threshold - 1  # the triangles of the two thresholds do not overlap
-    return (1 - z.abs()).clamp_min(0) / threshold
+    v = (u.abs() if is_ternary else u) / threshold  # no two triangles overlap
+    h = [(1 - (v - step).abs()).clamp_min(0) for step in _steps(levels)]
+    return sum(h[1:], h[0]) / threshold
 
 
-def arctan(u: Tensor, threshold: Tensor, is_ternary: bool) -> Tensor:
+def arctan(u: Tensor, threshold: Tensor, is_ternary: bool, levels: int = 1) -> Tensor:
     """ds/du of the arctan surrogate (equation above): shape of ``u``."""
     v = u / threshold
-    h = 1 / (1 + (math.pi * (v - 1)) ** 2)
-    return ((h + 1 / (1 + (math.pi * (v + 1)) ** 2)) if is_ternary else h) / threshold
+    signs = (1, -1) if is_ternary else (1,)
+    h = [1 / (1 + (math.pi * (v - sign * step)) ** 2) for step in _steps(levels) for sign in signs]
+    return sum(h[1:], h[0]) / threshold
+
+
+def _steps(levels: int) -> range:
+    """Where a spike's steps are, in thresholds, on one side of 0: 1, 3, ..., 2 D - 1."""
+    return range(1, 2 * levels, 2)
 
 
 def _indicator(compare: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
@@ -63,20 +74,27 @@ def _indicator(compare: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
     return compare(a, b, out=torch.empty_like(a))
 
 
-def fired(u: Tensor, threshold: Tensor, is_ternary: bool) -> Tensor:
-    """What the surrogates stand in for: spikes s of the shape of ``u``, without a derivative."""
-    up = _indicator(torch.ge, u, threshold)
-    return up - _indicator(torch.le, u, -threshold) if is_ternary else up
+def fired(u: Tensor, threshold: Tensor, is_ternary: bool, levels: int = 1) -> Tensor:
+    """What the surrogates stand in for: spikes s of the shape of ``u``, without a derivative.
+
+    A spike of several levels counts the thresholds theta, 3 theta, 5 theta, ... that u has reached. This is what
+    rounding u / (2 theta) gives, but for rounding of its own, so that it is the sum of its sub-steps to the last bit.
+    """
+    s = _indicator(torch.ge, u, threshold)
+    s = s - _indicator(torch.le, u, -threshold) if is_ternary else s
+    for step in _steps(levels)[1:]:
+        s = s + _indicator(torch.ge, u, step * threshold) - _indicator(torch.le, u, -step * threshold)
+    return s
 
 
-SURROGATES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {
+SURROGATES: dict[str, Callable[..., Tensor]] = {
     "rectangular": rectangular,
     "triangular": triangular,
     "arctan": arctan,
 }
 
 
-def firing(surrogate: str, is_ternary: bool) -> Fire:
+def firing(surrogate: str, is_ternary: bool, levels: int = 1) -> Fire:
     """How membrane potentials u [B, ...] and a threshold theta make spikes s [B, ...], differentiable by a surrogate.
 
     Raises:
@@ -86,7 +104,7 @@ def firing(surrogate: str, is_ternary: bool) -> Fire:
         raise ValueError(f"surrogate must be one of {sorted(SURROGATES)}, got {surrogate!r}")
     # torch.compile and torch.export take no function with a rule for forward-mode gradients
     function = _Fire if torch.compiler.is_compiling() else _FireWithTangents
-    return lambda u, theta: function.apply(u, theta, surrogate, is_ternary)
+    return lambda u, theta: function.apply(u, theta, surrogate, is_ternary, levels)
 
 
 class _Fire(torch.autograd.Function):
@@ -95,21 +113,21 @@ class _Fire(torch.autograd.Function):
     generate_vmap_rule = True  # for torch.func
 
     @staticmethod
-    def forward(u: Tensor, theta: Tensor, surrogate: str, is_ternary: bool) -> Tensor:
-        return fired(u, theta, is_ternary)
+    def forward(u: Tensor, theta: Tensor, surrogate: str, is_ternary: bool, levels: int) -> Tensor:
+        return fired(u, theta, is_ternary, levels)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, bool], output: Tensor) -> None:
-        u, theta, ctx.surrogate, ctx.is_ternary = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, bool, int], output: Tensor) -> None:
+        u, theta, ctx.surrogate, *ctx.kind = inputs
         ctx.save_for_backward(u, theta)
         ctx.save_for_forward(u, theta)
 
     @staticmethod
     def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor | None, ...]:
         u, theta = ctx.saved_tensors
-        grad_u = grad_spikes * SURROGATES[ctx.surrogate](u, theta, ctx.is_ternary)
+        grad_u = grad_spikes * SURROGATES[ctx.surrogate](u, theta, *ctx.kind)
         grad_theta = -(grad_u * u / theta).sum_to_size(theta.shape) if ctx.needs_input_grad[1] else None
-        return grad_u, grad_theta, None, None
+        return grad_u, grad_theta, None, None, None
 
 
 class _FireWithTangents(_Fire):
@@ -121,4 +139,4 @@ class _FireWithTangents(_Fire):
         tangent = torch.zeros_like(u) if tangent_u is None else tangent_u
         if tangent_theta is not None:
             tangent = tangent - u / theta * tangent_theta
-        return tangent * SURROGATES[ctx.surrogate](u, theta, ctx.is_ternary)
+        return tangent * SURROGATES[ctx.surrogate](u, theta, *ctx.kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from lightning_tspike import kernels
 from lightning_tspike.functional import binary_lif, membrane_potential, ternary_lif
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig
@@ -25,8 +27,13 @@ OPTIONS: list[dict[str, Any]] = [
     {"reset": "soft", "surrogate": "triangular"},
     {"learn_decay": True, "learn_threshold": True, "surrogate": "arctan", "detach_reset": True},
 ]
+LEVELS: list[dict[str, Any]] = [
+    {"levels": 3, "reset": "soft", "threshold": 0.2, "amplitude": "channel"},
+    {"levels": 3, "reset": "soft", "threshold": 0.2, "learn_threshold": True},
+]
 FAMILY = [(name, options) for name, options in itertools.product(NEURONS, OPTIONS)
-          if not (name == "ternary_if" and options.get("learn_decay"))]  # fmt: skip
+          if not (name in ("ternary_if", "quantized") and options.get("learn_decay"))]  # fmt: skip
+FAMILY += itertools.product(("ternary_lif", "ternary_if", "quantized"), LEVELS)
 T, C = 5, 3
 every_neuron = pytest.mark.parametrize(("name", "options"), FAMILY)
 
@@ -56,8 +63,11 @@ def one_neuron(neuron: SpikingNeuron, currents: list[float], channel: int) -> li
     for x in currents:
         u = h + x
         s = 1 if u >= theta else -1 if neuron.is_ternary and u <= -theta else 0
+        if neuron.levels > 1:
+            s = math.copysign(min(neuron.levels, math.floor(abs(u) / (2 * theta) + 0.5)), u)
         out.append(amplitude * s)
-        v = u - theta * s if neuron.reset == "soft" else u * (1 - abs(s))
+        taken = theta if neuron.levels == 1 else 2 * theta
+        v = u - taken * s if neuron.reset == "soft" else u * (1 - abs(s))
         if "raw_memory" not in numbers:
             h = tau * v
         elif neuron.variant == "static":
@@ -154,7 +164,7 @@ def test_starts_at_plain_spikes(name: str, options: dict[str, Any]) -> None:
     neuron, x = NEURONS[name](T, channels=C, **options), current().float()
     fixed = NEURONS[name](T, **{**options, "amplitude": "fixed"})
     assert torch.equal(neuron(x), fixed(x))
-    assert set(neuron(x).unique().tolist()) == ({-1, 0, 1} if neuron.is_ternary else {0, 1})
+    assert set(neuron(x).unique().tolist()) == set(range(-neuron.levels if neuron.is_ternary else 0, neuron.levels + 1))
 
 
 def test_modules_are_the_functions() -> None:
@@ -168,9 +178,105 @@ def test_modules_are_the_functions() -> None:
 
 def test_one_time_step_is_a_ternary_quantizer() -> None:
     x = current()
-    for name in ("ternary_lif", "ternary_if", "ctsn"):
+    for name in ("ternary_lif", "ternary_if", "ctsn", "quantized"):
         quantized = torch.where(x.abs() >= 0.5, x.sign(), 0)
         assert torch.equal(NEURONS[name](1)(x), quantized)
+
+
+def test_levels_by_hand() -> None:
+    """Two levels, theta = 1/2, tau = 1/2: what a spike has not sent stays, halves are sent."""
+    x = torch.tensor([[0.75], [0.625], [3.5], [-0.25], [-2.5]], dtype=torch.float64)
+    # u: 0.75 -> 1, left -0.25; 0.5 -> 1, left -0.5; 3.25 -> 2 (clipped), left 1.25; 0.375 -> 0; -2.3125 -> -2
+    spikes = ternary_lif(x, 5, 0.5, decay=0.5, levels=2, reset="soft")
+    assert spikes.flatten().tolist() == [0.5, 0.5, 1.0, 0.0, -1.0]
+    potential = membrane_potential(x, 5, decay=0.5, levels=2, reset="soft")
+    assert potential.flatten().tolist() == [0.75, 0.5, 3.25, 0.375, -2.3125]
+
+
+@pytest.mark.parametrize("kernel", ["reference", "native", "loops"])
+def test_gradients_of_levels_are_those_of_the_straight_through_formula(kernel: str) -> None:
+    """Of clip(round(u / 2 theta), -D, D) with a round that autograd does not see, over three steps."""
+
+    class Round(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
+            return z.sign() * (z.abs() + 0.5).floor()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            return grad
+
+    x, weight = 2 * torch.randn(2, 3 * 4, 5, 3, dtype=torch.float64)
+    numbers = [torch.tensor(v, dtype=torch.float64) for v in (0.7, 0.6, [0.2, 0.3, 0.4, 0.5, 0.6])]  # a, tau, theta
+    given = [value.requires_grad_() for value in (x, *numbers)]
+
+    def formula(x: torch.Tensor, a: torch.Tensor, decay: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        v, spikes = torch.zeros(4, 5, 3, dtype=torch.float64), []
+        for current in x.unflatten(0, (3, 4)):
+            u = decay * v + current
+            s = Round.apply((u / (2 * theta[:, None])).clamp(-3, 3))
+            v = u - 2 * theta[:, None] * s
+            spikes.append(a * s)
+        return torch.cat(spikes)
+
+    with kernels.use(kernel):
+        a, decay, theta = given[1:]
+        spikes = ternary_lif(given[0], 3, a, decay=decay, threshold=theta, levels=3, reset="soft")
+        got = torch.autograd.grad((spikes * weight).sum(), given)
+    expected = formula(*given)
+    assert torch.equal(spikes, expected)
+    assert set((spikes / 0.7).round().unique().tolist()) == set(range(-3, 4))
+    want = torch.autograd.grad((expected * weight).sum(), given)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("static_input", [False, True])
+def test_quantized_is_one_time_step_of_a_neuron(levels: int, static_input: bool) -> None:
+    """The quantised ANN that a spiking network is compared with; at more time steps each is for itself."""
+    options: dict[str, Any] = {"levels": levels, "reset": "soft", "threshold": 0.25}
+    quantized, spiking = NEURONS["quantized"](1, **options), NEURONS["ternary_if"](1, **options)
+    x = current()[:2].float().requires_grad_()
+    for neuron in (quantized, spiking):
+        neuron.static_input = static_input
+    assert torch.equal(quantized(x), spiking(x))
+    gradients = [torch.autograd.grad(neuron(x).square().sum(), x)[0] for neuron in (quantized, spiking)]
+    assert torch.equal(*gradients)
+    each = torch.cat([spiking(part) for part in current().float().split(2)])
+    quantized.timesteps, quantized.static_input = T, False
+    x = current().float()
+    x[0, 0, 0, 0] = float("inf")  # is forgotten as well
+    each = torch.cat([spiking(part) for part in x.split(2)])
+    assert torch.equal(quantized(x), each)
+    spikes, memory = quantized.step(torch.zeros(2, C, 4, 4), x[:2])
+    assert torch.equal(spikes, each[:2])
+    assert memory.count_nonzero() == 0
+    assert NEURONS["quantized"](1, levels=levels, threshold=0.25).options == quantized.options  # reset is nothing to it
+
+
+@pytest.mark.parametrize("levels", [0, 128, True, 2.0, "2"])
+def test_bad_levels(levels: Any) -> None:
+    for make in (lambda: TernaryLIF(2, levels=levels, reset="soft"), lambda: NEURONS["quantized"](2, levels=levels),
+                 lambda: ternary_lif(torch.zeros(2), 1, levels=levels, reset="soft")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"levels must be a whole number from 1 to 127, got {levels!r}"):
+            make()
+
+
+def test_levels_where_they_have_no_meaning() -> None:
+    for name in ("binary_lif", "ctsn", "ctsn_events"):
+        with pytest.raises(ValueError, match="levels=2 is for neuron='ternary_lif'"):
+            NEURONS[name](2, levels=2, reset="soft")
+    for make in (lambda: TernaryLIF(2, levels=2), lambda: ternary_lif(torch.zeros(2), 1, levels=2)):
+        with pytest.raises(ValueError, match="levels=2 needs reset='soft'"):
+            make()
+
+
+def test_neurons_of_older_files_have_one_level() -> None:
+    neuron = TernaryLIF(2)
+    del neuron.__dict__["levels"]  # as pickled before there were levels
+    again, x = pickle.loads(pickle.dumps(neuron)), current()[:4]
+    assert again.levels == 1
+    assert torch.equal(again(x), TernaryLIF(2)(x))
 
 
 def test_complemented_neuron_remembers_what_a_reset_forgets() -> None:
@@ -304,5 +410,7 @@ def test_bad_decay() -> None:
         TernaryLIF(4, decay=1, learn_decay=True)
     with pytest.raises(ValueError, match="does not leak"):
         TernaryIF(4, decay=0.5)
+    with pytest.raises(ValueError, match="no memory"):
+        NEURONS["quantized"](4, decay=0.5)
     with pytest.raises(ValueError, match="variant .* 'sound'"):
         ComplementedTernaryLIF(4, variant="sound")

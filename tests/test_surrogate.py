@@ -21,6 +21,16 @@ def test_area_is_the_height_of_the_steps(name: str, is_ternary: bool, threshold:
     assert area.item() == pytest.approx(2 if is_ternary else 1, rel=2e-3)
 
 
+@pytest.mark.parametrize("levels", [2, 5])
+@pytest.mark.parametrize("name", SURROGATES)
+def test_several_levels_are_the_sum_of_their_steps(name: str, levels: int) -> None:
+    u = torch.linspace(-12, 12, 24_007, dtype=torch.float64)
+    theta, surrogate = torch.tensor(0.7, dtype=torch.float64), SURROGATES[name]
+    steps = [sign * u - 2 * level * theta for level in range(levels) for sign in (1, -1)]
+    want = torch.stack([surrogate(step, theta, False) for step in steps]).sum(0)
+    torch.testing.assert_close(surrogate(u, theta, True, levels), want)
+
+
 @pytest.mark.parametrize("name", SURROGATES)
 def test_ternary_is_the_sum_of_both_steps(name: str) -> None:
     u = torch.linspace(-3, 3, 1001, dtype=torch.float64)

@@ -23,7 +23,8 @@ class FiringRate:
     """How often the neurons of one layer fired.
 
     Attributes:
-        positive_by_step: Share of (neuron, sample) pairs that sent a positive spike, for each of the T time steps.
+        positive_by_step: Share of (neuron, sample) pairs that sent a positive spike, of whatever level, for each of the
+            T time steps.
         negative_by_step: The same for negative spikes; zeros for binary neurons.
     """
 
@@ -48,6 +49,8 @@ class FiringRate:
     @property
     def entropy(self) -> float:
         """Entropy of a spike in bits, at most log2(3) = 1.585: what a map of N spikes holds at most, divided by N.
+
+        Of spikes with several levels it is the entropy of the sign, so less than theirs.
 
         The paper's argument for three values instead of two (arXiv 2312.06372, Proposition 1), with the measured
         frequencies instead of equal ones.

@@ -3,7 +3,8 @@
 A neuron that does not leak and resets softly adds up its inputs and subtracts thresholds. When its input is x at one
 step and -x at a later one, what is left is a whole number of thresholds, whatever x is: a tie. In numbers of finite
 precision (x - theta) - x is theta or its neighbour, depending on the digits of x; with x / g and theta / g in their
-place it may be the other one. Inputs cancel like this where spikes reach the neuron through operations that are odd,
+place it may be the other one. (A neuron of several levels subtracts even multiples of theta and fires at odd ones: what
+is left lies halfway between.) Inputs cancel like this where spikes reach the neuron through operations that are odd,
 f(-s) = -f(s): pools, sums, convolutions without bias. A bias or a norm in between leaves no such ties.
 
 Scaling by a power of two changes no digit. So here a gauge is a power of two or 1; an amplitude that is none is kept.
@@ -44,7 +45,8 @@ def tied_ids(
         layer = layer_of(node, modules)
         if layer is not None and isinstance(layer[0], SpikingNeuron):
             neuron, x = layer
-            if neuron.reset == "soft" and float(torch.as_tensor(neuron.decay).detach()) == 1:
+            remembers_all = float(torch.as_tensor(neuron.decay).detach()) == 1
+            if neuron.reset == "soft" and neuron.levels == 1 and remembers_all:
                 tied += on_the_way.get(x, [])
             on_the_way[node] = list(_flat(ids[node]))
             continue

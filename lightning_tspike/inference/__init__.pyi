@@ -7,6 +7,8 @@ from .integer_network import integer as integer
 from .streaming import Stream as Stream
 from .streaming import step as step
 from .streaming import stream as stream
+from .substeps import SubstepNetwork as SubstepNetwork
+from .substeps import substeps as substeps
 
 __all__ = [
     "ExportError",
@@ -14,8 +16,10 @@ __all__ = [
     "IntegerNetwork",
     "IntegerReport",
     "Stream",
+    "SubstepNetwork",
     "export",
     "integer",
     "step",
     "stream",
+    "substeps",
 ]

@@ -90,6 +90,7 @@ class IntegerConv(IntegerWeighted):
         conv: The convolution: everything else about it.
         padding: Rows above and below, columns to the left and right, of zeros.
         zero_point: The byte that is 0.
+        largest: The greatest absolute value of the whole numbers that it reads.
         size: Height and width of an example, which decide how weights are arranged.
 
     Attributes:
@@ -98,11 +99,13 @@ class IntegerConv(IntegerWeighted):
         can_be_sparse: Whether there is one for it.
     """
 
-    def __init__(self, weight: Tensor, conv: nn.Conv2d, padding: _Pair, zero_point: int, size: Sequence[int]) -> None:
+    def __init__(
+        self, weight: Tensor, conv: nn.Conv2d, padding: _Pair, zero_point: int, largest: int, size: Sequence[int]
+    ) -> None:
         self._shape = list(conv.stride), list(padding), list(conv.dilation), conv.groups
         self._kernel = list(conv.kernel_size)
         self._example = [1, conv.in_channels, *size]
-        self.can_be_sparse = sparse.takes(conv)
+        self.can_be_sparse = sparse.takes(conv) and largest <= sparse.LARGEST
         self.is_sparse = False
         super().__init__(weight, conv.bias, zero_point)
 
@@ -268,7 +271,8 @@ class IntegerNeuron(_Sum):
         theta = neuron.firing_threshold.detach().float().expand(channels)
         self.register_buffer("threshold", kernels.repeated(theta), persistent=False)
         self._options: dict[str, Any] = {
-            "decay": float(neuron.decay), "reset": neuron.reset, "is_ternary": neuron.is_ternary
+            "decay": float(neuron.decay), "reset": neuron.reset, "is_ternary": neuron.is_ternary,
+            "levels": neuron.levels,
         }  # fmt: skip
 
     def forward(self, *xs: Tensor) -> Tensor:

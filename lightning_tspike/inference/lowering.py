@@ -21,7 +21,7 @@ from ..graph import operations as ops
 from ..graph.layer_rules import for_weights, layer_of
 from ..graph.operations import NORMS
 from ..graph.rules import Join, Local, Move, Pointwise, Reduce, rule_of
-from ..neurons import BinaryLIF, SpikingNeuron, TernaryIF, TernaryLIF
+from ..neurons import BinaryLIF, Quantized, SpikingNeuron, TernaryIF, TernaryLIF
 from .forms import ONE, ZERO, Bytes, Form, Mean, Real, Total, is_same_number, product
 from .integer_layers import (
     LARGEST_BYTE,
@@ -39,7 +39,7 @@ from .pools import pool_options
 
 __all__ = ["LoweringError", "lower"]
 
-_NEURONS = (TernaryLIF, TernaryIF, BinaryLIF)
+_NEURONS = (TernaryLIF, TernaryIF, Quantized, BinaryLIF)
 
 
 class LoweringError(RuntimeError):
@@ -134,7 +134,8 @@ class _Lowering:
         total = self._as_total(x)
         call = self._call(_name(node), IntegerNeuron(neuron, *self._sum_of(total, x)), _nodes(total))
         amplitude = torch.as_tensor(neuron.amplitude).detach().double()
-        return Bytes(call, int(neuron.is_ternary), -int(neuron.is_ternary), 1, amplitude)
+        lowest = -neuron.levels if neuron.is_ternary else 0
+        return Bytes(call, -lowest, lowest, neuron.levels, amplitude)
 
     def _norm(self, norm: Any, x: fx.Node) -> Form | None:
         if norm.running_mean is None or norm.running_var is None or x.meta["value"].ndim not in (2, 4):
@@ -176,7 +177,8 @@ class _Lowering:
             if padding is None:
                 self.why = "padding='same' of an even kernel"
                 return None
-            new = IntegerConv(weight, layer, padding, form.zero_point, x.meta["value"].shape[2:])
+            largest = max(-form.low, form.high)
+            new = IntegerConv(weight, layer, padding, form.zero_point, largest, x.meta["value"].shape[2:])
         else:
             self.why = f"{type(layer).__name__} on {x.meta['value'].ndim} dimensions, or its padding"
             return None

@@ -56,7 +56,7 @@ def _bounds_of(
     node: fx.Node, module: Any, modules: Mapping[str, nn.Module], bounds: Mapping[fx.Node, Bounds]
 ) -> Bounds | None:
     if isinstance(module, SpikingNeuron):
-        emits = (-1, 1) if module.is_ternary else (0, 1)
+        emits = (-module.levels if module.is_ternary else 0, module.levels)
         return emits if module.raw_amplitude is None else None
     signals = [n for n in node.all_input_nodes if isinstance(n.meta["value"], Tensor)]
     read = _all_known([bounds.get(n) for n in signals])

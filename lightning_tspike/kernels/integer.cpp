@@ -8,6 +8,7 @@
 
 constexpr int64_t BLOCK = 64, TILE = 4096;
 constexpr bool soft = SOFT;
+constexpr int levels = LEVELS;  // of spikes; more than one only of ternary neurons
 
 struct Current {
     const void* data;    // float or uint8, [T][size]
@@ -62,6 +63,16 @@ static inline __attribute__((always_inline)) void total(const Current* currents,
         for (int64_t i = 0; i < width; ++i) u[i] += shift[channel + i];
 }
 
+// counts the thresholds beyond the first, 3 theta, 5 theta, ..., that are reached upwards and downwards
+template <int step>
+static inline __attribute__((always_inline)) void count_reached(float v, float theta, int32_t& up, int32_t& down) {
+    if constexpr (step < 2 * levels) {
+        up += v >= step * theta;
+        down += v <= -step * theta;
+        count_reached<step + 2>(v, theta, up, down);
+    }
+}
+
 template <bool full>
 static inline __attribute__((always_inline)) void run_block(const Neuron& n, int64_t at, int64_t channel,
                                                             int64_t length) {
@@ -80,10 +91,11 @@ static inline __attribute__((always_inline)) void run_block(const Neuron& n, int
 #pragma omp simd
         for (int64_t i = 0; i < width; ++i) {
             const float v = h[i] + u[i];
-            const int32_t up = v >= theta[i], down = (v <= -theta[i]) & ~binary;
-            const float spike = float(up - down);
-            out[i] = uint8_t(1 - binary + up - down);
-            h[i] = decay * (soft ? v - theta[i] * spike : v * (1 - float(up + down)));
+            int32_t up = v >= theta[i], down = (v <= -theta[i]) & ~binary;
+            count_reached<3>(v, theta[i], up, down);
+            const float spike = float(up - down), taken = levels == 1 ? theta[i] : 2 * theta[i];
+            out[i] = uint8_t(levels - binary + up - down);
+            h[i] = decay * (soft ? v - taken * spike : v * (1 - float(up + down)));
         }
     }
     if (n.left) std::copy(h, h + width, n.left + at);

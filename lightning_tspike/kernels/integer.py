@@ -1,7 +1,7 @@
 """Neurons and pools of the integer runtime on processors: integer.cpp, called through ctypes.
 
 Spikes travel as bytes: n is kept as n + zero_point, so a ternary spike is 0, 1 or 2 with zero point 1 and a binary one
-0 or 1 with zero point 0. All tensors have channels last.
+0 or 1 with zero point 0; a spike of D levels is from 0 to 2 D with zero point D. All tensors have channels last.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class _Pool(ctypes.Structure):
 
 def is_available() -> bool:
     """Whether this machine has a C++ compiler that makes them; where it has not, that is said once."""
-    return _library("hard") is not None
+    return _library("hard", 1) is not None
 
 
 def repeated(numbers: Tensor) -> Tensor:
@@ -91,6 +91,7 @@ def neuron(
     decay: float,
     reset: Literal["hard", "soft"],
     is_ternary: bool,
+    levels: int = 1,
     static_input: bool = False,
     past: Tensor | None = None,
     keep: bool = False,
@@ -105,16 +106,17 @@ def neuron(
         decay: Decay tau.
         reset: ``"hard"`` or ``"soft"``.
         is_ternary: False for binary neurons.
+        levels: Of the spikes of ternary neurons; more than one with a soft reset.
         static_input: The currents are [B, ...], the same at every time step.
         past: tau * v of the step before the first, float32 [B, ...]; None for 0.
         keep: Give tau * v of the last step as well.
 
     Returns:
-        Spikes as bytes, uint8 [T*B, ...] with zero point 1 (binary neurons: 0), and what ``keep`` asks for.
+        Spikes as bytes, uint8 [T*B, ...] with zero point ``levels`` (binary neurons: 0), and what ``keep`` asks for.
     """
     if torch.compiler.is_compiling():
         xs, scales, zero_points = _apart(currents)
-        options = timesteps, shift, decay, reset, is_ternary, static_input, past
+        options = timesteps, shift, decay, reset, is_ternary, static_input, past, levels
         out, kept = torch.ops.lightning_tspike.integer_neuron(xs, scales, zero_points, threshold, *options)
         return out, kept if keep else None
     xs = [_channels_last(current.x) for current in currents]
@@ -129,7 +131,7 @@ def neuron(
         timesteps, size, len(threshold), len(xs), ctypes.addressof(described), _address(shift), _address(threshold),
         _address(past), _address(left), _address(out), decay, is_ternary,
     )  # fmt: skip
-    _library(reset).integer_neuron(ctypes.byref(struct))
+    _library(reset, levels).integer_neuron(ctypes.byref(struct))
     return out, left
 
 
@@ -140,7 +142,7 @@ def total(currents: Sequence[Current], shift: Tensor | None = None) -> Tensor:
     xs = [_channels_last(current.x) for current in currents]
     out = _empty(tuple(xs[0].shape), torch.float32)
     described = _describe(xs, currents, 0)
-    _library("hard").integer_total(
+    _library("hard", 1).integer_total(
         described, ctypes.c_int64(len(xs)), ctypes.c_void_p(_address(shift)), ctypes.c_int64(out.numel()),
         ctypes.c_int64(_period(xs[0].shape[1])), ctypes.c_void_p(_address(out)),
     )  # fmt: skip
@@ -180,7 +182,7 @@ def pool(
         _address(x), _address(out), images, channels, *size, *out_size, *kernel, *stride, *padding, zero_point,
         1.0 if scale is None else scale,
     )  # fmt: skip
-    _library("hard").integer_pool(ctypes.byref(struct), ctypes.c_int32(scale is None))
+    _library("hard", 1).integer_pool(ctypes.byref(struct), ctypes.c_int32(scale is None))
     return out
 
 
@@ -191,11 +193,12 @@ def pool(
 def _neuron_operator(
     xs: list[Tensor], scales: list[Tensor], zero_points: list[int], threshold: Tensor, timesteps: int,
     shift: Tensor | None, decay: float, reset: str, is_ternary: bool, static_input: bool, past: Tensor | None,
+    levels: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out, left = neuron(
         _together(xs, scales, zero_points), threshold, timesteps, shift=shift, decay=decay,
-        reset="soft" if reset == "soft" else "hard", is_ternary=is_ternary, static_input=static_input, past=past,
-        keep=True,
+        reset="soft" if reset == "soft" else "hard", is_ternary=is_ternary, levels=levels, static_input=static_input,
+        past=past, keep=True,
     )  # fmt: skip
     assert left is not None
     return out, left
@@ -205,6 +208,7 @@ def _neuron_operator(
 def _(
     xs: list[Tensor], scales: list[Tensor], zero_points: list[int], threshold: Tensor, timesteps: int,
     shift: Tensor | None, decay: float, reset: str, is_ternary: bool, static_input: bool, past: Tensor | None,
+    levels: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     batch = xs[0].shape[0] if static_input else xs[0].shape[0] // timesteps
     shape = xs[0].shape[1:]
@@ -255,8 +259,8 @@ def _pooled(
 
 
 @functools.cache
-def _library(reset: str) -> Any:
-    return compiled(_SOURCE, f"-DSOFT={int(reset == 'soft')}", otherwise=_OTHERWISE)
+def _library(reset: str, levels: int) -> Any:
+    return compiled(_SOURCE, f"-DSOFT={int(reset == 'soft')}", f"-DLEVELS={levels}", otherwise=_OTHERWISE)
 
 
 def _period(channels: int) -> int:

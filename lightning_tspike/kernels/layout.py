@@ -23,17 +23,24 @@ class Neuron(NamedTuple):
     surrogate: Literal["rectangular", "triangular", "arctan"]
     is_ternary: bool
     static_input: bool
+    levels: int = 1
+
+    @property
+    def taken(self) -> int:
+        """How many thresholds a soft reset takes for each level of a spike."""
+        return 1 if self.levels == 1 else 2
 
     @property
     def kind(self) -> str:
         """All of it except T as one text, which an operator of torch can be given."""
-        return f"{self.reset} {self.detach_reset:d} {self.surrogate} {self.is_ternary:d} {self.static_input:d}"
+        numbers = f"{self.is_ternary:d} {self.static_input:d} {self.levels}"
+        return f"{self.reset} {self.detach_reset:d} {self.surrogate} {numbers}"
 
     @classmethod
     def of_kind(cls, timesteps: int, kind: str) -> Neuron:
         """The inverse of :attr:`kind`."""
-        reset, detach_reset, surrogate, is_ternary, static_input = kind.split()
-        known: Any = reset, detach_reset == "1", surrogate, is_ternary == "1", static_input == "1"
+        reset, detach_reset, surrogate, is_ternary, static_input, levels = kind.split()
+        known: Any = reset, detach_reset == "1", surrogate, is_ternary == "1", static_input == "1", int(levels)
         return cls(timesteps, *known)
 
     def batch(self, x: Tensor) -> int:

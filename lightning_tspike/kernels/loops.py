@@ -65,12 +65,12 @@ def backward(
                 if neuron.reset == "hard":
                     rest, through = to_rest * (1 - s.abs()), u * s * to_rest
                 else:
-                    rest, through = to_rest, theta * to_rest
+                    rest, through = to_rest, neuron.taken * theta * to_rest
                     if needs[1]:
-                        to_threshold.append(_sum_to(-s * to_rest, threshold))
+                        to_threshold.append(_sum_to(-neuron.taken * s * to_rest, threshold))
                 if not neuron.detach_reset:
                     to_spike = to_spike - through
-            g = to_spike * surrogate(u, theta, neuron.is_ternary)
+            g = to_spike * surrogate(u, theta, neuron.is_ternary, neuron.levels)
             if needs[1]:
                 to_threshold.append(_sum_to(-g * u / theta, threshold))
             g = g if rest is None else g + rest
@@ -105,7 +105,7 @@ def _integrate_and_fire(
     for current in currents:
         current = current.to(theta.dtype)
         u = current if h is None else h + current
-        s = fired(u, theta, neuron.is_ternary)
+        s = fired(u, theta, neuron.is_ternary, neuron.levels)
         membranes.append(u)
         spikes.append(s)
         if len(spikes) < len(currents):
@@ -114,7 +114,7 @@ def _integrate_and_fire(
 
 
 def _after_reset(u: Tensor, s: Tensor, theta: Tensor, neuron: Neuron) -> Tensor:
-    return u * (1 - s.abs()) if neuron.reset == "hard" else u - theta * s
+    return u * (1 - s.abs()) if neuron.reset == "hard" else u - neuron.taken * theta * s
 
 
 def _sum_to(values: Tensor, like: Tensor) -> Tensor:

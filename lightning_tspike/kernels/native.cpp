@@ -15,6 +15,7 @@ enum Surrogate { RECTANGULAR, TRIANGULAR, ARCTAN };
 using real = REAL;
 constexpr bool soft = SOFT, detach = DETACH;
 constexpr Surrogate surrogate = SURROGATE;
+constexpr int levels = LEVELS;
 
 constexpr int64_t BLOCK = 32;
 
@@ -46,27 +47,53 @@ struct Values {
     }
 };
 
-static inline real fired(real u, real theta, real lower) {
-    return (u >= theta ? real(1) : real(0)) - (u <= lower ? real(1) : real(0));
+// thresholds that are reached, from that of a step on: theta, 3 theta, 5 theta, ... up and down
+template <int step>
+static inline __attribute__((always_inline)) real reached(real u, real theta, real lower) {
+    const real s = (u >= step * theta ? real(1) : real(0)) - (u <= step * lower ? real(1) : real(0));
+    if constexpr (step + 2 < 2 * levels)
+        return s + reached<step + 2>(u, theta, lower);
+    else
+        return s;
 }
+
+static inline real fired(real u, real theta, real lower) { return reached<1>(u, theta, lower); }
+
+// what a soft reset takes for each level of a spike
+static inline real taken(real theta) { return levels == 1 ? theta : 2 * theta; }
 
 // what a spike leaves; a product, not a choice: an infinite u leaves NaN, as in the equations
 static inline real after_reset(real u, real s, real theta) {
-    return soft ? u - theta * s : u * (1 - std::fabs(s));
+    return soft ? u - taken(theta) * s : u * (1 - std::fabs(s));
+}
+
+// the sum of the surrogate's functions over all steps, from one on; v is u (triangular: its side of 0) in thresholds
+template <int step>
+static inline __attribute__((always_inline)) real slopes(real v, real binary) {
+    real h;
+    if (surrogate == TRIANGULAR) {
+        h = 1 - std::fabs(v - step);
+        h = h < 0 ? real(0) : h;
+    } else {
+        const real pi = real(3.14159265358979323846);
+        const real above = pi * (v - step), below = pi * (v + step);
+        h = 1 / (1 + above * above) + (1 - binary) / (1 + below * below);
+    }
+    if constexpr (step + 2 < 2 * levels)
+        return h + slopes<step + 2>(v, binary);
+    else
+        return h;
 }
 
 // ds/du, equations in surrogate.py; binary is 0 or 1. Written without branches, which would keep the loops scalar.
 static inline real derivative(real u, real theta, real inverse, real binary) {
     if (surrogate == RECTANGULAR)
-        return (std::fabs(u - binary * theta) < (2 - binary) * theta ? real(0.5) : real(0)) * inverse;
+        return (std::fabs(u - binary * theta) < (2 * levels - binary) * theta ? real(0.5) : real(0)) * inverse;
     if (surrogate == TRIANGULAR) {
         const real mirrored = (2 * binary - 1) * u;  // -u for ternary spikes
-        const real h = 1 - std::fabs((u < mirrored ? mirrored : u) * inverse - 1);
-        return (h < 0 ? real(0) : h) * inverse;
+        return slopes<1>((u < mirrored ? mirrored : u) * inverse, binary) * inverse;
     }
-    const real pi = real(3.14159265358979323846);
-    const real above = pi * (u * inverse - 1), below = pi * (u * inverse + 1);
-    return (1 / (1 + above * above) + (1 - binary) / (1 + below * below)) * inverse;
+    return slopes<1>(u * inverse, binary) * inverse;
 }
 
 // Calls work(row, channel, column, length, tile) for each block; channel is that of the block's first neuron.
@@ -163,8 +190,8 @@ static inline __attribute__((always_inline)) void step_back(const Values& v, int
         if (!last) {
             const real to_rest = decay * next[i];  // dL/dv
             if (all) to_decay[i] += next[i] * after_reset(u, s, theta[c]);
-            if (all && soft) to_threshold[i] -= to_rest * s;
-            if (!detach) to_spike += soft ? -theta[c] * to_rest : -u * s * to_rest;
+            if (all && soft) to_threshold[i] -= taken(to_rest) * s;
+            if (!detach) to_spike += soft ? -taken(theta[c]) * to_rest : -u * s * to_rest;
             direct = soft ? to_rest : to_rest * (1 - std::fabs(s));
         }
         const real through_spike = to_spike * derivative(u, theta[c], inverse[c], binary);

@@ -153,16 +153,16 @@ def has_instructions(name: str) -> bool:
 
 def library(neuron: Neuron, dtype: torch.dtype) -> Any:
     """The compiled library for one kind of neuron and precision; None where it cannot be had, which is said once."""
-    return _library(dtype, neuron.reset, neuron.detach_reset, neuron.surrogate)
+    return _library(dtype, neuron.reset, neuron.detach_reset, neuron.surrogate, neuron.levels)
 
 
 @functools.cache
-def _library(dtype: torch.dtype, reset: str, detach_reset: bool, surrogate: str) -> ctypes.CDLL | None:
+def _library(dtype: torch.dtype, reset: str, detach_reset: bool, surrogate: str, levels: int = 1) -> ctypes.CDLL | None:
     """The compiled library for one kind of neuron; None where it cannot be had."""
     return compiled(
         _SOURCE,
         f"-DREAL={_REAL[dtype]}", f"-DSOFT={int(reset == 'soft')}", f"-DDETACH={int(detach_reset)}",
-        f"-DSURROGATE={surrogate.upper()}",
+        f"-DSURROGATE={surrogate.upper()}", f"-DLEVELS={levels}",
     )  # fmt: skip
 
 

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from .native import compiled, has_instructions
 
-__all__ = ["convolution", "is_available", "pack", "takes", "unpack"]
+__all__ = ["LARGEST", "convolution", "is_available", "pack", "takes", "unpack"]
 
 _SOURCE = Path(__file__).with_name("sparse.cpp")
+LARGEST = 127
+"""The greatest absolute value of the whole numbers that it reads."""
+
 _CHANNELS = 64  # of which the input must have a multiple, and the output
 _LANES = 16
 _OTHERWISE = (

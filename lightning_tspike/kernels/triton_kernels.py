@@ -72,6 +72,7 @@ def _describe(
         "TIMESTEPS": neuron.timesteps,
         "SOFT": neuron.reset == "soft",
         "TERNARY": neuron.is_ternary,
+        "LEVELS": neuron.levels,
         "STATIC": neuron.static_input,
         "AMPLITUDE_BY": by if amplitude.ndim else 0,
         "THRESHOLD_BY": by if threshold.ndim else 0,
@@ -119,50 +120,68 @@ def _value(pointer, row, column, columns, channels, BY: tl.constexpr):
 
 
 @triton.jit
-def _fired(u, theta, TERNARY: tl.constexpr):
+def _fired(u, theta, TERNARY: tl.constexpr, LEVELS: tl.constexpr):
     s = tl.where(u >= theta, 1.0, 0.0).to(u.dtype)
     if TERNARY:
         s -= tl.where(u <= -theta, 1.0, 0.0).to(u.dtype)
+    for level in tl.static_range(1, LEVELS):
+        step = (2 * level + 1) * theta
+        s += tl.where(u >= step, 1.0, 0.0).to(u.dtype) - tl.where(u <= -step, 1.0, 0.0).to(u.dtype)
     return s
 
 
 @triton.jit
-def _after_reset(u, s, theta, SOFT: tl.constexpr):
+def _taken(theta, LEVELS: tl.constexpr):
+    """What a soft reset takes for each level of a spike."""
+    if LEVELS == 1:
+        return theta
+    else:
+        return 2 * theta
+
+
+@triton.jit
+def _after_reset(u, s, theta, SOFT: tl.constexpr, LEVELS: tl.constexpr):
     if SOFT:
-        return u - theta * s
+        return u - _taken(theta, LEVELS) * s
     else:
         return u * (1 - tl.abs(s))  # a product, not a choice: an infinite u leaves NaN, as in the equations
 
 
 @triton.jit
-def _derivative(u, theta, SURROGATE: tl.constexpr, TERNARY: tl.constexpr):
+def _derivative(u, theta, SURROGATE: tl.constexpr, TERNARY: tl.constexpr, LEVELS: tl.constexpr):
     """ds/du, equations in surrogate.py."""
     if SURROGATE == "rectangular":
         if TERNARY:
-            inside = tl.abs(u) < 2 * theta
+            inside = tl.abs(u) < 2 * LEVELS * theta
         else:
             inside = tl.abs(u - theta) < theta
         return tl.where(inside, 1.0, 0.0).to(u.dtype) / (2 * theta)
     elif SURROGATE == "triangular":
         if TERNARY:
-            z = tl.abs(u) / theta - 1
+            v = tl.abs(u) / theta
         else:
-            z = u / theta - 1
-        h = 1 - tl.abs(z)
-        return tl.where(h < 0, 0.0, h) / theta
+            v = u / theta
+        h = 1 - tl.abs(v - 1)
+        total = tl.where(h < 0, 0.0, h)
+        for level in tl.static_range(1, LEVELS):
+            h = 1 - tl.abs(v - (2 * level + 1))
+            total += tl.where(h < 0, 0.0, h)
+        return total / theta
     else:
-        above = 3.141592653589793 * (u / theta - 1)
-        h = 1 / (1 + above * above)
-        if TERNARY:
-            below = 3.141592653589793 * (u / theta + 1)
-            h += 1 / (1 + below * below)
-        return h / theta
+        total = tl.zeros_like(u)
+        for level in tl.static_range(LEVELS):
+            above = 3.141592653589793 * (u / theta - (2 * level + 1))
+            total += 1 / (1 + above * above)
+            if TERNARY:
+                below = 3.141592653589793 * (u / theta + (2 * level + 1))
+                total += 1 / (1 + below * below)
+        return total / theta
 
 
 @triton.jit
 def _forward(
     x, out, amplitude, threshold, decay, rows, columns, channels,
-    TIMESTEPS: tl.constexpr, SOFT: tl.constexpr, TERNARY: tl.constexpr, STATIC: tl.constexpr,
+    TIMESTEPS: tl.constexpr, SOFT: tl.constexpr, TERNARY: tl.constexpr, LEVELS: tl.constexpr, STATIC: tl.constexpr,
     AMPLITUDE_BY: tl.constexpr, THRESHOLD_BY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ) -> None:  # fmt: skip
     row, column, inside, at, step = _tile(rows, columns, ROWS, COLUMNS)
@@ -176,9 +195,9 @@ def _forward(
             if not STATIC:
                 current = tl.load(x + at + t * step, mask=inside, other=0).to(theta.dtype)
         u = h + current
-        s = _fired(u, theta, TERNARY)
+        s = _fired(u, theta, TERNARY, LEVELS)
         tl.store(out + at + t * step, (s * a).to(out.dtype.element_ty), mask=inside)
-        h = tau * _after_reset(u, s, theta, SOFT)
+        h = tau * _after_reset(u, s, theta, SOFT, LEVELS)
 
 
 @triton.jit
@@ -199,7 +218,7 @@ def _store_sum(sums, value, row, column, rows, columns, strips, ROWS: tl.constex
 @triton.jit
 def _backward(
     x, amplitude, threshold, decay, grad_out, grad_x, to_amplitude, to_threshold, to_decay, rows, columns, channels,
-    TIMESTEPS: tl.constexpr, SOFT: tl.constexpr, TERNARY: tl.constexpr, STATIC: tl.constexpr,
+    TIMESTEPS: tl.constexpr, SOFT: tl.constexpr, TERNARY: tl.constexpr, LEVELS: tl.constexpr, STATIC: tl.constexpr,
     AMPLITUDE_BY: tl.constexpr, THRESHOLD_BY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CHANNELS: tl.constexpr, SURROGATE: tl.constexpr, DETACH: tl.constexpr, NEEDS_AMPLITUDE: tl.constexpr,
     NEEDS_THRESHOLD: tl.constexpr, NEEDS_DECAY: tl.constexpr,
@@ -218,32 +237,32 @@ def _backward(
                 current = tl.load(x + at + t * step, mask=inside, other=0).to(theta.dtype)
         u = h + current
         membranes = membranes + (u,)
-        h = tau * _after_reset(u, _fired(u, theta, TERNARY), theta, SOFT)
+        h = tau * _after_reset(u, _fired(u, theta, TERNARY, LEVELS), theta, SOFT, LEVELS)
     zero = tl.zeros((ROWS, COLUMNS), theta.dtype)
     next_, total = zero, zero  # dL/du of the step after; of all steps
     sum_amplitude, sum_threshold, sum_decay = zero, zero, zero
     for i in tl.static_range(TIMESTEPS):
         u = membranes[TIMESTEPS - 1 - i]
-        s = _fired(u, theta, TERNARY)
+        s = _fired(u, theta, TERNARY, LEVELS)
         grad = tl.load(grad_out + at + (TIMESTEPS - 1 - i) * step, mask=inside, other=0).to(theta.dtype)
         to_spike = a * grad
         if NEEDS_AMPLITUDE:
             sum_amplitude += grad * s
         if i > 0:
             if NEEDS_DECAY:
-                sum_decay += tl.where(inside, next_ * _after_reset(u, s, theta, SOFT), 0)
+                sum_decay += tl.where(inside, next_ * _after_reset(u, s, theta, SOFT, LEVELS), 0)
             to_rest = tau * next_  # dL/dv
             if SOFT:
                 direct = to_rest
-                through = -theta * to_rest
+                through = -_taken(theta, LEVELS) * to_rest
                 if NEEDS_THRESHOLD:
-                    sum_threshold -= to_rest * s
+                    sum_threshold -= _taken(to_rest, LEVELS) * s
             else:
                 direct = to_rest * (1 - tl.abs(s))
                 through = -u * s * to_rest
             if not DETACH:
                 to_spike += through
-        through_spike = to_spike * _derivative(u, theta, SURROGATE, TERNARY)
+        through_spike = to_spike * _derivative(u, theta, SURROGATE, TERNARY, LEVELS)
         if NEEDS_THRESHOLD:
             sum_threshold -= tl.where(inside, through_spike * u / theta, 0)
         next_ = through_spike

@@ -1,8 +1,8 @@
-"""Ternary spikes at 2 bits each, kept so for the backward pass by whatever saves them."""
+"""Spikes at a few bits each, kept so for the backward pass by whatever saves them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,8 @@ __all__ = ["CHANGED", "KeepPacked", "KnownSpikes", "PackedSpikes", "is_checkpoin
 
 _MAX_POOLS = {F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d}
 
+_MOST_OF_HALF_A_BYTE = 7  # levels: 15 numbers
+
 CHANGED = (
     "one of the variables needed for gradient computation has been modified by an inplace operation: weights or inputs "
     "were changed between the forward pass and backward()"
@@ -29,42 +31,64 @@ CHANGED = (
 class PackedSpikes:
     """Ternary spikes a * s at 2 bits each: 0, 1 and 2 for s = 0, +1 and -1, four to a byte, in the order of memory.
 
+    Spikes of up to 7 levels take 4 bits each, of more a byte, which holds s + levels.
+
     Args:
         spikes: a * s, its elements filling memory without gaps.
         amplitude: a > 0, shape [] or [C].
+        levels: Of the spikes.
     """
 
-    def __init__(self, spikes: Tensor, amplitude: Tensor) -> None:
-        self.amplitude = amplitude
+    def __init__(self, spikes: Tensor, amplitude: Tensor, levels: int = 1) -> None:
+        self.amplitude, self.levels = amplitude, levels
         self.dtype, self.shape, self.strides = spikes.dtype, spikes.shape, spikes.stride()
         flat = spikes.as_strided((spikes.numel(),), (1,))
-        codes = (flat > 0).to(torch.uint8).add_(flat < 0, alpha=2)
-        codes = F.pad(codes, (0, -len(codes) % 4)).view(-1, 4)
-        self.codes = codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6
+        if levels == 1:
+            codes = (flat > 0).to(torch.uint8).add_(flat < 0, alpha=2)
+            codes = F.pad(codes, (0, -len(codes) % 4)).view(-1, 4)
+            self.codes = codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6
+            return
+        a = self._amplitude_for(spikes)
+        s = (spikes.to(a.dtype) / a).round_().nan_to_num_(0)  # NaN: of an amplitude of 0
+        self.codes = s.as_strided((s.numel(),), (1,)).add_(levels).to(torch.uint8)
+        if levels <= _MOST_OF_HALF_A_BYTE:
+            codes = F.pad(self.codes, (0, len(self.codes) % 2)).view(-1, 2)
+            self.codes = codes[:, 0] | codes[:, 1] << 4
 
     def unpack(self) -> Tensor:
         """The spikes, bit for bit, in their dtype and memory format."""
+        if self.levels > 1:
+            codes = self.codes
+            if self.levels <= _MOST_OF_HALF_A_BYTE:
+                codes = torch.stack([codes & 15, codes >> 4], dim=1).view(-1)
+            flat = codes[: self.shape.numel()].to(torch.promote_types(self.dtype, torch.float32)).sub_(self.levels)
+            s = flat.as_strided(self.shape, self.strides)
+            return s.mul_(self._amplitude_for(s)).to(self.dtype)  # rounded once, as the neuron does
         table = _table(self.codes.device, self.dtype)  # [256, 4]
         flat = table.index_select(0, self.codes.int()).view(-1)
         spikes = flat[: self.shape.numel()].as_strided(self.shape, self.strides)
         return spikes.mul_(per_channel(self.amplitude.to(self.dtype), spikes))
 
+    def _amplitude_for(self, spikes: Tensor) -> Tensor:
+        """In the precision in which the neuron multiplied."""
+        return per_channel(self.amplitude.to(torch.promote_types(self.dtype, torch.float32)), spikes)
+
 
 class _Known:
-    """What is known of a tensor of ternary spikes, as long as nothing has written to it."""
+    """What is known of a tensor of spikes, as long as nothing has written to it."""
 
-    def __init__(self, spikes: Tensor, amplitude: Tensor) -> None:
-        self.amplitude = amplitude
+    def __init__(self, spikes: Tensor, amplitude: Tensor, levels: int) -> None:
+        self.amplitude, self.levels = amplitude, levels
         self.version = spikes._version
         self.packed: PackedSpikes | None = None  # made once, however many layers keep it
 
     def pack(self, spikes: Tensor) -> PackedSpikes:
-        self.packed = self.packed or PackedSpikes(spikes.detach(), self.amplitude)
+        self.packed = self.packed or PackedSpikes(spikes.detach(), self.amplitude, self.levels)
         return self.packed
 
 
 class KnownSpikes:
-    """Which tensors of one call hold ternary spikes.
+    """Which tensors of one call hold spikes.
 
     Tensors are told apart by identity and not kept alive; the thread of the call alone uses it.
     """
@@ -72,26 +96,26 @@ class KnownSpikes:
     def __init__(self) -> None:
         self._known = WeakTensorKeyDictionary()
 
-    def add(self, spikes: Tensor, amplitude: Tensor) -> None:
+    def add(self, spikes: Tensor, amplitude: Tensor, levels: int) -> None:
         """Note that ``spikes`` are a * s, with ``amplitude`` a; only those that fill memory without gaps are packed."""
         if is_dense(spikes):
-            self._known[spikes] = _Known(spikes, amplitude)
+            self._known[spikes] = _Known(spikes, amplitude, levels)
 
     def add_output(self, neuron: SpikingNeuron, spikes: Tensor) -> None:
         """Note what a neuron emits: ``amplitude`` is that of now, whatever the optimizer does later."""
         with torch.no_grad():  # as a block that is run again does not come by here, it must save nothing
             amplitude = neuron.amplitude
             copied = amplitude.clone() if isinstance(amplitude, Tensor) else spikes.new_full((), amplitude)
-        self.add(spikes, copied)
+        self.add(spikes, copied, neuron.levels)
 
-    def amplitude_of(self, x: Any) -> Tensor | None:
-        """The amplitude of ``x``; None where it is not known to hold ternary spikes."""
+    def copy_of(self, x: Any) -> Callable[[Tensor], None] | None:
+        """What notes that a tensor holds some of the spikes of ``x``; None where that is not known to hold spikes."""
         known = self._of(x)
-        return None if known is None else known.amplitude
+        return None if known is None else lambda spikes: self.add(spikes, known.amplitude, known.levels)
 
     @contextmanager
     def packing(self, x: Any) -> Iterator[None]:
-        """What is saved of ``x`` within is saved packed, where it holds ternary spikes.
+        """What is saved of ``x`` within is saved packed, where it holds spikes.
 
         Activation checkpointing saves as it likes.
         """
@@ -127,13 +151,13 @@ class KeepPacked(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         x = args[0] if args else kwargs.get("input")
-        amplitude = self.known.amplitude_of(x)
-        if amplitude is None or not torch.is_grad_enabled():
+        note_copy = self.known.copy_of(x)
+        if note_copy is None or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         with self.known.packing(x):
             out = func(*args, **kwargs)
         if func in _MAX_POOLS and isinstance(out, Tensor):
-            self.known.add(out, amplitude)
+            note_copy(out)
         return out
 
 

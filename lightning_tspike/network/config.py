@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..neurons import NEURONS, NeuronOptions, check_timesteps
+from .._checks import check_timesteps
+from ..neurons import NEURONS, NeuronOptions
 
 __all__ = ["OWN", "NetworkConfig"]
 

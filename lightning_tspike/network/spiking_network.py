@@ -11,12 +11,13 @@ from torch import Tensor, fx, nn
 
 from .._batches import logits_of
 from .._calls import Call, running
+from .._checks import check_timesteps
 from .._observe import is_observed
 from ..graph.gauges import GaugeClasses, TrainingScales
 from ..graph.operations import ALL_NORMS
 from ..graph.tracing import trace
 from ..memory import MemoryMode, keeping, set_up
-from ..neurons import SpikingNeuron, check_timesteps
+from ..neurons import SpikingNeuron
 from .config import NetworkConfig
 from .early_exit import Decision, classify
 from .features import are_maps, over_time

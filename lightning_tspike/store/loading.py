@@ -8,13 +8,13 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from .._checks import check_timesteps
 from ..data.event_frames import frames_transform
 from ..data.image_transforms import any_image_transform
 from ..files.input_spec import InputSpec
 from ..files.weights import Precision
 from ..inference.integer_network import integer
 from ..network.spiking_network import SpikingNetwork
-from ..neurons import check_timesteps
 from .catalog import ZooError
 from .manifest import Manifest
 from .source import open_source

@@ -21,6 +21,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_tspike import TernarySNNModule
+from lightning_tspike._calls import running
 from lightning_tspike.analysis.energy import measure_energy
 from lightning_tspike.analysis.run_logs import read_logs
 from lightning_tspike.callbacks import (
@@ -35,7 +36,8 @@ from lightning_tspike.callbacks.amplitude import AMPLITUDES
 from lightning_tspike.callbacks.firing_rate import FIRING_RATES
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.folding import fold
-from lightning_tspike.network import ternarize
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig, ternarize
 
 TINY = {
     "backbone": "tspike_resnet_small",
@@ -136,6 +138,18 @@ def test_membrane_shares_of_other_neurons(tmp_path: Path) -> None:
         for name, u in recorder.membranes[step].items():
             assert float(row[f"membrane/{name}/fires"]) == pytest.approx((u >= 1).double().mean().item(), abs=1e-4)
             assert float(row[f"membrane/{name}/no_gradient"]) == 0
+
+
+def test_membrane_histograms_of_several_levels() -> None:
+    """The gradient reaches to the end of the last level, 2 * levels thresholds from 0."""
+    network = create_network(NetworkConfig("tspike_resnet_small", 10, timesteps=2, levels=3, reset="soft")).eval()
+    x = 3 * torch.randn(4, 3, 16, 16)
+    with MembraneHistogram(span=6).observe(network) as histograms:
+        network(x)
+    with running(network.call(x)):
+        u = network.model.act1.membrane_potential(network.model.bn1(network.model.conv1(x))) / 0.5
+    assert histograms["act1"].no_gradient == pytest.approx((u.abs() >= 6).double().mean().item())
+    assert histograms["act1"].fires == pytest.approx((u.abs() >= 1).double().mean().item())
 
 
 def test_membrane_histograms_equal_those_by_hand(tmp_path: Path) -> None:

@@ -102,6 +102,8 @@ def test_spikes_added_to_spikes_fold_by_stages(lively: Callable[..., SpikingNetw
         {"neuron": "ternary_if"},
         {"neuron": "ctsn"},
         {"neuron": "ctsn_events", "amplitude": "channel"},
+        {"neuron": "ternary_if", "levels": 3, "reset": "soft", "threshold": 0.2, "amplitude": "channel"},
+        {"neuron": "quantized", "levels": 2, "learn_threshold": True},
         {"reset": "soft", "surrogate": "arctan"},
         {"learn_decay": True, "learn_threshold": True, "amplitude": "channel"},
     ],
@@ -218,6 +220,15 @@ def test_report_says_what_reaches_each_layer(lively: Callable[..., SpikingNetwor
     assert all(kind == "ternary" for name, kind in holds.items() if name not in ("conv1", "fc"))
     assert "17 of 17 amplitudes folded" in str(report)
     assert report.to_dict()["neurons"][0]["name"] == "act1"
+
+
+def test_several_levels_are_whole_numbers(lively: Callable[..., SpikingNetwork]) -> None:
+    network = lively("tspike_vgg_small", timesteps=2, levels=3, reset="soft", threshold=0.15)
+    folded, report = fold(network, torch.randn(2, 3, 16, 16), integer_pools=True)
+    assert all(neuron.levels == 3 for neuron in folded.neurons().values())
+    first, *others, _ = report.layers
+    assert first.holds == "real"
+    assert {(layer.holds, layer.largest) for layer in others} == {("integer", 12.0)}  # pools sum four
 
 
 def test_report_counts_operations(lively: Callable[..., SpikingNetwork]) -> None:

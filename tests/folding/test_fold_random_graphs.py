@@ -16,6 +16,11 @@ from lightning_tspike.network import SpikingNetwork, ternarize
 STEPS = ("conv", "grouped", "depthwise", "shared conv", "bn", "plain bn", "act", "shared act", "max pool", "avg pool",
          "add", "cat", "scale", "gate", "shift", "shuffle", "pad", "relu")  # fmt: skip
 Step = tuple[str, int, int]
+NEURONS: list[dict[str, Any]] = [
+    {},
+    {"neuron": "ternary_if", "levels": 2, "reset": "soft", "threshold": 0.3},
+    {"neuron": "quantized", "levels": 4, "threshold": 0.2},
+]
 
 
 class RandomGraph(nn.Module):
@@ -100,6 +105,7 @@ steps = st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 50), st.intege
     flatten=st.booleans(),
     amplitude=st.sampled_from(["layer", "channel"]),
     merge_bn=st.booleans(),
+    neuron=st.sampled_from(NEURONS),
     seed=st.integers(0, 1000),
 )
 def test_random_graphs(
@@ -108,11 +114,13 @@ def test_random_graphs(
     flatten: bool,
     amplitude: Any,
     merge_bn: bool,
+    neuron: dict[str, Any],
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
     model = RandomGraph(steps, flatten)
-    network = randomize(ternarize(model, 2, amplitude=amplitude, freeze_cancelled=False, input_size=(2, 8, 8)))
+    options = {"amplitude": amplitude, "freeze_cancelled": False, **neuron}
+    network = randomize(ternarize(model, 2, input_size=(2, 8, 8), **options))
     folded, report = fold(network, torch.randn(2, 2, 8, 8, dtype=torch.float64), merge_bn=merge_bn)
 
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)  # other images than those it was verified on

@@ -57,11 +57,15 @@ def test_ties_fall_alike_before_and_after(between: str) -> None:
 
 
 @pytest.mark.parametrize("between", ["max pool", "average pool", "conv without bias"])
-@pytest.mark.parametrize("options", [{"reset": "hard"}, {"decay": 0.25}])
+@pytest.mark.parametrize("options", [{"reset": "hard"}, {"decay": 0.25}, {"levels": 2, "threshold": 0.2}])
 def test_other_neurons_have_no_such_ties(between: str, options: dict[str, object]) -> None:
-    _, report = fold(network(between, **options))
-    assert not report.kept
-    assert not report.tied
+    for seed in range(4):
+        net = network(between, seed, **options)
+        folded, report = fold(net)
+        assert not report.kept
+        assert not report.tied
+        x = frames(seed)
+        torch.testing.assert_close(folded(x, per_step=True), net(x, per_step=True), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("between", ["conv", "norm"])

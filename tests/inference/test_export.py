@@ -158,10 +158,15 @@ def test_onnx_runtime_computes_with_integers(small: Build, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("format", "step"), [("pt2", False), *(pytest.param("onnx", s, marks=pytest.mark.slow) for s in (False, True))]
 )
-@pytest.mark.parametrize("neuron", ["ternary_if", "binary_lif", "ctsn", "ctsn_events"])
+@pytest.mark.parametrize("neuron", ["ternary_if", "binary_lif", "ctsn", "ctsn_events", "levels", "quantized"])
 def test_every_neuron(small: Build, tmp_path: Path, neuron: str, format: Any, step: bool) -> None:
-    options = {"amplitude": "channel"} if neuron == "ternary_if" else {"reset": "soft", "learn_threshold": True}
-    network = small(neuron=neuron, **options)
+    options: dict[str, Any] = {"neuron": neuron, "reset": "soft", "learn_threshold": True}
+    if neuron == "ternary_if":
+        options = {"neuron": neuron, "amplitude": "channel"}
+    elif neuron in ("levels", "quantized"):
+        kind = "ternary_lif" if neuron == "levels" else neuron
+        options = {"neuron": kind, "levels": 3, "reset": "soft", "threshold": 0.2}
+    network = small(**options)
     written = export(network, tmp_path / f"net.{format}", format, step=step)
     frames = torch.randn(4, T, 2, 10, 10)
     with torch.no_grad():

@@ -110,6 +110,7 @@ def small(*layers: nn.Module, **options: Any) -> SpikingNetwork:
     ("network", "message"),
     [
         (lambda: small(neuron="ternary_lif"), "NIR has no neuron that fires -1, as 1 .*neuron='binary_lif'"),
+        (lambda: small(neuron="quantized", levels=2), r"NIR has no neuron that fires -1, as 1 \(Quantized\) does"),
         (lambda: small(reset="soft"), "reset to a fixed potential, 1 has reset='soft'"),
         (lambda: small(nn.MaxPool2d(2)), r"NIR has no node for MaxPool2d \(2\)"),
         (lambda: small(nn.BatchNorm2d(4)), r"NIR has no node for BatchNorm2d \(2\); it is not part of the layer"),

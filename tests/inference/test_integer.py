@@ -20,12 +20,14 @@ import lightning_tspike as lt
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.graph.tracing import TraceError
 from lightning_tspike.inference import integer as make_integer
+from lightning_tspike.inference.integer_layers import IntegerNeuron
 from lightning_tspike.inference.integer_network import IntegerNetwork, why_not
 from lightning_tspike.inference.lowering import LoweringError
 from lightning_tspike.kernels import sparse
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork
 from lightning_tspike.network.stepping import StepNetwork
+from lightning_tspike.neurons import SpikingNeuron
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=f"needs {why_not()}")
 
@@ -139,6 +141,53 @@ def test_every_neuron(neuron: str, reset: Any) -> None:
     assert bool(kept) == (neuron == "ctsn"), "they have no integer form, and the report says so"
     folded, _ = lt.fold(network)
     check_equal(folded, 16)
+
+
+@pytest.mark.parametrize("backbone", ["tspike_resnet_small", "tspike_sew_resnet_small", "tspike_vgg_small"])
+@pytest.mark.parametrize("neuron", ["ternary_lif", "quantized"])
+def test_several_levels(backbone: str, neuron: str) -> None:
+    """Exactly equal, as a network and as spikes: no number here is rounded in float32."""
+    options: dict[str, Any] = {"levels": 3, "reset": "soft", "threshold": 0.25}
+    network = exact(created(backbone, 16, neuron=neuron, **options))
+    fast = check_equal(network, 16)
+    assert not [why for why in fast.runtime.kept.values() if "neurons" in why], fast.runtime
+    folded, _ = lt.fold(network)
+    fast = check_equal(folded, 16)
+    x = whole_images(3, 3, 16, 16)
+    want, got = spikes_of(folded, x), spikes_of(fast, x)
+    assert {n.removesuffix(".neuron") for n in got} == want.keys()
+    for name, spikes in want.items():
+        assert torch.equal(spikes, got.get(f"{name}.neuron", got.get(name)).float() - 3), name
+    assert {-3, -2, -1, 0, 1, 2, 3} == {int(s) for spikes in want.values() for s in spikes.unique()}
+    frames = whole_images(2, 3, 3, 16, 16)
+    step = StepNetwork(fast, frames)
+    state, logits = step.initial_state(2), []
+    for frame in frames.unbind(1):
+        now, state = step(frame, state)
+        logits.append(now)
+    assert torch.equal(torch.stack(logits), fast(frames, per_step=True))
+
+
+def spikes_of(network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
+    """What the neurons of a network, or of its integer runtime as bytes, send."""
+    spikes: dict[str, Tensor] = {}
+    layers = {n: m for n, m in network.model.named_modules() if isinstance(m, (SpikingNeuron, IntegerNeuron))}
+    layers = {n: m for n, m in layers.items() if not n.endswith(".neuron")}
+    hooks = [m.register_forward_hook(lambda _m, _x, out, n=n: spikes.update({n: out})) for n, m in layers.items()]
+    with torch.no_grad():
+        network(x)
+    for hook in hooks:
+        hook.remove()
+    return spikes
+
+
+def test_sums_that_a_signed_byte_cannot_hold_do_not_skip_silence() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.AvgPool2d(12), nn.Conv2d(64, 64, 1), nn.ReLU(),
+                          nn.Conv2d(64, 64, 1), nn.Flatten(), nn.Linear(64, 10))  # fmt: skip
+    network = lt.ternarize(model, timesteps=2, neuron="binary_lif", input_size=(3, 12, 12), amplitude="fixed")
+    fast = integer(exact(network))
+    first, second = (fast.model.get_submodule(name) for name in ("3", "5"))
+    assert (first.can_be_sparse, second.can_be_sparse) == (False, True)
 
 
 def test_what_the_report_says() -> None:

@@ -52,6 +52,25 @@ def test_neurons_are_those_of_the_equations(channels: int, reset: Any, is_ternar
     assert past is not None and left is not None and torch.equal(past, left)  # noqa: PT018
 
 
+@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize("levels", [3, 20])
+def test_neurons_of_several_levels(channels: int, levels: int) -> None:
+    options: dict[str, Any] = {"decay": 0.3, "reset": "soft", "levels": levels}
+    x, threshold = (50 if levels > 3 else 1) * _maps(6, channels, 7, 9), torch.rand(channels) / 3 + 0.1
+    x[0, 0, 0, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    want = ternary_lif(x, 3, threshold=threshold, **options)
+    got, left = kernels.neuron([Current(x)], repeated(threshold), 3, keep=True, is_ternary=True, **options)
+    assert torch.equal(got.float() - levels, want)
+    assert {-levels, -1, 0, 1, levels} <= set(want.unique().tolist())
+    past: torch.Tensor | None = None
+    for now, out in zip(x.split(2), got.split(2), strict=True):
+        one, past = kernels.neuron(
+            [Current(now)], repeated(threshold), 1, past=past, keep=True, is_ternary=True, **options
+        )
+        assert torch.equal(one, out)
+    torch.testing.assert_close(past, left, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_static_current_meets_every_step() -> None:
     x, threshold = _maps(2, 5, 4, 4), repeated(torch.full((5,), 0.5))
     got, _ = kernels.neuron(

@@ -86,6 +86,37 @@ def test_all_resets_and_surrogates(name: str, options: dict[str, Any], is_ternar
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("detach", "surrogate", "options"),
+    [
+        (False, "rectangular", {"learn": True, "channels": 5, "per_channel": "both"}),
+        (False, "rectangular", {"static_input": True}),
+        (False, "triangular", {"learn": True, "channels": 5, "per_channel": "threshold"}),
+        (True, "arctan", {"learn": True}),
+    ],
+)
+def test_several_levels(name: str, detach: bool, surrogate: str, options: dict[str, Any]) -> None:
+    x = 2 * torch.randn(4 * 3, 5, 7, 3, generator=torch.Generator().manual_seed(1))
+    options = {"levels": 3, "reset": "soft", "detach_reset": detach, "surrogate": surrogate, **options}
+    _must_agree(name, x.to(memory_format=torch.channels_last), 4, **options)
+    x[0, 0, 0], x[4, 0, 1], x[5, 1, 2] = float("inf"), float("nan"), -float("inf")
+    want, got = (_run(way, x, 4, **options)["spikes"] for way in ("reference", name))
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_each_level_is_reached_at_equality(name: str) -> None:
+    """Where rounding a quotient could fall on the other side: the edges are odd multiples of the threshold."""
+    theta = torch.rand(200, generator=torch.Generator().manual_seed(3)) + 0.1
+    for level in (1, 2, 3):
+        edge = (2 * level - 1) * theta
+        x = torch.stack([edge, edge.nextafter(torch.zeros(())), -edge]).to(_on(name))
+        with kernels.use(name):
+            spikes = ternary_lif(x, 1, threshold=theta.to(x), levels=3, reset="soft").cpu()
+        assert torch.equal(spikes, torch.tensor([level, level - 1.0, -level])[:, None].expand(3, 200))
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 @pytest.mark.parametrize("timesteps", [*range(1, 17), 40])
 def test_any_number_of_time_steps(name: str, timesteps: int) -> None:
     _must_agree(name, torch.randn(timesteps * 2, 3, 5, generator=torch.Generator().manual_seed(timesteps)), timesteps)
@@ -295,12 +326,13 @@ def test_gradients_of_gradients_are_refused() -> None:
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("levels", ["1", pytest.param("3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kernel", ["_forward", "_backward"])
-def test_kernels_compile_for_gpus(kernel: str) -> None:
+def test_kernels_compile_for_gpus(kernel: str, levels: str) -> None:
     """To machine code for compute capability 9.0, which needs no GPU; no two roundings are made one."""
     pytest.importorskip("triton")
     run = subprocess.run(
-        [sys.executable, "-c", COMPILE, kernel], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", COMPILE, kernel, levels], capture_output=True, text=True, timeout=300,
         env={**os.environ, "TRITON_INTERPRET": "0"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
@@ -316,9 +348,11 @@ from lightning_tspike.kernels import triton_kernels
 
 kernel = getattr(triton_kernels, sys.argv[1])
 names = list(inspect.signature(kernel.fn).parameters)
-known = dict(TIMESTEPS=4, SOFT=False, TERNARY=True, STATIC=False, AMPLITUDE_BY=0, THRESHOLD_BY=0, ROWS=1, COLUMNS=1024,
-             CHANNELS=0, SURROGATE="rectangular", DETACH=False, NEEDS_AMPLITUDE=True, NEEDS_THRESHOLD=True,
-             NEEDS_DECAY=True, rows=1, channels=1)  # the JIT makes constants of arguments that are 1
+levels = int(sys.argv[2])
+known = dict(TIMESTEPS=4, SOFT=levels > 1, TERNARY=True, LEVELS=levels, STATIC=False, AMPLITUDE_BY=0, THRESHOLD_BY=0,
+             ROWS=1, COLUMNS=1024, CHANNELS=0, SURROGATE="rectangular", DETACH=False, NEEDS_AMPLITUDE=True,
+             NEEDS_THRESHOLD=True, NEEDS_DECAY=True, rows=1,
+             channels=1)  # the JIT makes constants of arguments that are 1
 known = {name: value for name, value in known.items() if name in names}
 kinds = {"x": "*bf16", "out": "*bf16", "grad_out": "*bf16", "grad_x": "*bf16", "columns": "i32"}
 signature = {name: "constexpr" if name in known else kinds.get(name, "*fp32") for name in names}
@@ -358,8 +392,25 @@ def test_in_a_compiled_graph(
             torch.testing.assert_close(got, want)
 
 
-def test_operator_is_what_torch_asks_of_one() -> None:
-    neuron = kernels.Neuron(2, "soft", False, "arctan", True, False)
+def test_several_levels_in_a_compiled_graph() -> None:
+    x = 2 * torch.randn(4, 5, 3)
+    theta = torch.full((5,), 0.3, requires_grad=True)
+    results = []
+    for compiled in (False, True):
+        theta.grad, current = None, x.detach().requires_grad_()
+
+        def run(x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+            return ternary_lif(2 * x, 2, threshold=theta, levels=3, reset="soft").sin()
+
+        out = (torch.compile(run, backend="aot_eager", fullgraph=True) if compiled else run)(current, theta)
+        out.square().sum().backward()
+        results.append([out, current.grad, theta.grad])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_operator_is_what_torch_asks_of_one(levels: int) -> None:
+    neuron = kernels.Neuron(2, "soft", False, "rectangular" if levels > 1 else "arctan", True, False, levels)
     assert kernels.Neuron.of_kind(2, neuron.kind) == neuron
     x = torch.randn(4, 5, 3, requires_grad=True)
     values = (torch.rand(5) + 0.1, torch.rand(5) + 0.1, torch.tensor(0.3))
@@ -368,7 +419,8 @@ def test_operator_is_what_torch_asks_of_one() -> None:
 
 
 def test_export_has_no_operator_of_this_package() -> None:
-    program = torch.export.export(TernaryLIF(2), (torch.randn(4, 3),))
-    assert "lightning_tspike" not in str(program.graph)
-    x = torch.randn(4, 3)
-    assert torch.equal(program.module()(x), ternary_lif(x, 2))
+    for options in ({}, {"levels": 3, "reset": "soft"}):
+        program = torch.export.export(TernaryLIF(2, **options), (torch.randn(4, 3),))
+        assert "lightning_tspike" not in str(program.graph)
+        x = 2 * torch.randn(4, 3)
+        assert torch.equal(program.module()(x), ternary_lif(x, 2, **options))

@@ -6,6 +6,8 @@ import copy
 import gc
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tspike import TernarySNNModule, kernels
+from lightning_tspike._observe import observing
 from lightning_tspike.analysis.spikes import firing_rates
 from lightning_tspike.callbacks import FiringRateMonitor
 from lightning_tspike.memory.packed import PackedSpikes
@@ -42,6 +45,53 @@ def test_packed_spikes_come_back_bit_for_bit(shape: tuple[int, ...], dtype: torc
     assert again.stride() == spikes.stride()
     assert packed.codes.numel() == -(-spikes.numel() // 4)
     assert packed.codes.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(("levels", "per_byte"), [(1, 4), (2, 2), (7, 2), (8, 1), (127, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_packed_levels_come_back_bit_for_bit(levels: int, per_byte: int, dtype: torch.dtype) -> None:
+    amplitude = torch.rand(3) + 0.1
+    s = torch.randint(-levels, levels + 1, (2, 3, 5, 7)).to(memory_format=torch.channels_last)
+    a = amplitude.view(-1, 1, 1).to(torch.promote_types(dtype, torch.float32))
+    spikes = (s * a).to(dtype)  # as a neuron rounds them
+    packed = PackedSpikes(spikes, amplitude, levels)
+    assert torch.equal(packed.unpack(), spikes)
+    assert packed.unpack().stride() == spikes.stride()
+    assert packed.codes.numel() == -(-spikes.numel() // per_byte)
+    silent = PackedSpikes(0 * spikes, 0 * amplitude, levels)
+    assert silent.unpack().count_nonzero() == 0
+
+
+@pytest.mark.parametrize("neuron", ["ternary_if", "quantized"])
+@pytest.mark.parametrize("memory", ["packed", "lean"])
+def test_gradients_of_several_levels_are_the_same(neuron: str, memory: Any) -> None:
+    config = NetworkConfig(
+        "tspike_resnet_small", 10, timesteps=2, neuron=neuron, levels=3, reset="soft", amplitude="channel",
+        threshold=0.2, backbone_kwargs={"widths": [8, 8, 16]},
+    )  # fmt: skip
+    network = create_network(config)
+    x = torch.randn(3, 3, 16, 16)
+    with firing_levels(network) as seen:
+        network(x)
+    assert seen == {0, 1, 2, 3}
+    for autocast in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            want, got = _step(network, x, "full"), _step(network, x, memory)
+        for name in want:
+            torch.testing.assert_close(got[name], want[name], msg=lambda m, name=name: f"{name}: {m}")
+
+
+@contextmanager
+def firing_levels(network: SpikingNetwork) -> Iterator[set[int]]:
+    """The levels that a network's neurons send."""
+    seen: set[int] = set()
+
+    def look(_name: str, neuron: Any, _x: torch.Tensor, spikes: torch.Tensor) -> None:
+        amplitude = torch.as_tensor(neuron.amplitude).reshape(-1, 1, 1)
+        seen.update((spikes / amplitude).round().abs().int().unique().tolist())
+
+    with torch.no_grad(), observing(network.neurons(), look):
+        yield seen
 
 
 def _step(network: SpikingNetwork, x: torch.Tensor, memory: Any) -> dict[str, torch.Tensor]:

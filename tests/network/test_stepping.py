@@ -36,7 +36,7 @@ devices = pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_ava
 
 def neuron_of(kind: str, options: dict[str, Any]) -> SpikingNeuron:
     """A neuron whose learned numbers are not where they start."""
-    options = {k: v for k, v in options.items() if kind != "ternary_if" or k != "learn_decay"}
+    options = {k: v for k, v in options.items() if kind not in ("ternary_if", "quantized") or k != "learn_decay"}
     neuron = NEURONS[kind](T, channels=C, **options)
     with torch.no_grad():
         for parameter in neuron.parameters():

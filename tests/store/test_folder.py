@@ -48,6 +48,16 @@ def test_round_trip(tmp_path: Path, lively: Callable[..., SpikingNetwork], folde
     ]
 
 
+@pytest.mark.parametrize("neuron", ["ternary_if", "quantized"])
+def test_several_levels_round_trip(tmp_path: Path, lively: Callable[..., SpikingNetwork], neuron: str) -> None:
+    network = lively("tspike_resnet_small", **KWARGS, neuron=neuron, levels=3, reset="soft", threshold=0.2).float()
+    x = torch.randn(2, 3, 8, 8)
+    for saved in (network, fold(network)[0]):
+        loaded, config = read_folder(write_folder(tmp_path / "net", saved))
+        assert config.network.levels == 3
+        assert torch.equal(loaded(x), saved(x))
+
+
 def test_amplitudes_that_could_not_fold_survive(tmp_path: Path, lively: Callable[..., SpikingNetwork]) -> None:
     """Split attention adds up groups of channels, whose amplitudes differ."""
     folded, report = fold(lively("resnest14d", num_classes=3, timesteps=1, amplitude="channel"))
