@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_tspike.kernels import can_compile
+from lightning_tspike.memory.compiling import compile_for_training
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig
 
@@ -108,7 +109,7 @@ def _networks(options: argparse.Namespace, x: Tensor) -> dict[str, nn.Module]:
         networks[memory] = network
     if can_compile(options.device) and not options.no_compile:
         networks["compiled"] = copy.deepcopy(base)
-        networks["compiled"].model.compile()
+        compile_for_training(networks["compiled"].model, options.device)
     jelly: dict[str, Callable[[int], Any]] = {"resnet18": rivals.spiking_resnet18, "resnet34": rivals.spiking_resnet34}
     if "SpikingJelly" not in rivals.missing() and options.network in jelly:
         network = jelly[options.network](options.timesteps).to(options.device)

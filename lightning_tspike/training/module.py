@@ -28,6 +28,7 @@ from ..conversion.calibration import copy_weights
 from ..conversion.start import start_from
 from ..kernels import can_compile
 from ..memory import MemoryMode
+from ..memory.compiling import compile_for_training
 from ..models import create_network
 from ..network.config import NetworkConfig
 from ..network.own import own_network
@@ -71,7 +72,7 @@ class TernarySNNModule(L.LightningModule):
         compile: Compile the network (``torch.compile``) for every run of a Trainer. The first steps then take up to a
             minute, the others less time; where no compiler is found, a warning says so and the network runs as it is.
             On batches that a callback observes, it also runs as it is. What is kept for the backward pass is up to
-            torch, so ``memory`` must be ``"full"``.
+            torch, which on a CPU is told to keep less than it would; so ``memory`` must be ``"full"``.
         channels_last: Keep the channels of images and convolutions innermost in memory for every run of a Trainer:
             convolutions on a CPU, and in half precision on a GPU, take less time then.
         options: Those of NetworkConfig, Objective and OptimizerOptions.
@@ -240,7 +241,7 @@ class TernarySNNModule(L.LightningModule):
         if not can_compile(device):
             rank_zero_warn(f"compile=True: no compiler for the {device} was found, so the network runs as it is")
             return
-        self.network.model.compile()
+        compile_for_training(self.network.model, device)
         self._is_compiled = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
