@@ -25,7 +25,7 @@ class TimestepSchedule(Callback):
 
     Raises:
         ValueError: An argument is out of range.
-        MisconfigurationException: When a fit starts: the network has no more than ``first`` time steps, or the
+        MisconfigurationException: When a fit starts: the network has fewer than ``first`` time steps, or the
             trainer's ``max_epochs`` is not known.
     """
 
@@ -45,7 +45,7 @@ class TimestepSchedule(Callback):
             )
         if self._last is None:
             self._last = network_of(pl_module, self).timesteps
-        if self._last <= self.first:
+        if self._last < self.first:
             raise MisconfigurationException(
                 f"the network has timesteps={self._last}, and TimestepSchedule begins with first={self.first}: give "
                 "it more, or leave the callback out"

@@ -18,6 +18,7 @@ from .surrogate import SURROGATES
 
 __all__ = [
     "NEURONS",
+    "NONE",
     "BinaryLIF",
     "ComplementedTernaryLIF",
     "NeuronOptions",
@@ -25,6 +26,7 @@ __all__ = [
     "SpikingNeuron",
     "TernaryIF",
     "TernaryLIF",
+    "check_neuron",
 ]
 
 AmplitudeKind: TypeAlias = Literal["layer", "channel", "fixed"]
@@ -390,6 +392,15 @@ NEURONS: dict[str, Callable[..., SpikingNeuron]] = {
     "quantized": Quantized,
 }
 """Neurons by the names that configurations use; each is called with T, ``channels`` and :class:`NeuronOptions`."""
+
+NONE = "none"
+"""In the place of such a name: no activation is replaced, so that the network is the ANN that it would come from."""
+
+
+def check_neuron(name: str) -> None:
+    """Raise ValueError unless there is such a neuron, or it is :data:`NONE`."""
+    if name not in NEURONS and name != NONE:
+        raise ValueError(f"neuron must be one of {sorted(NEURONS)}, or {NONE!r} for the ANN itself; got {name!r}")
 
 
 def _ones(amplitude: str, channels: int | None) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .._checks import check_timesteps
-from ..neurons import NEURONS, NeuronOptions
+from ..neurons import NeuronOptions, check_neuron
 
 __all__ = ["OWN", "NetworkConfig"]
 
@@ -29,7 +29,7 @@ class NetworkConfig(NeuronOptions):
         num_classes: Number of classes K.
         in_chans: Channels C of an image or a frame; the length F of a vector.
         timesteps: Number of time steps T.
-        neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
+        neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`; ``"none"`` for the ANN itself.
         freeze_cancelled: As in :func:`lightning_tspike.ternarize`.
         backbone_kwargs: Further arguments of the backbone, e.g. ``{"widths": [32, 64, 128]}``.
     """
@@ -49,8 +49,7 @@ class NetworkConfig(NeuronOptions):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if not isinstance(self.backbone, str):
             raise ValueError(f"backbone must be the name of a timm model, got {self.backbone!r}")
-        if self.neuron not in NEURONS:
-            raise ValueError(f"neuron must be one of {sorted(NEURONS)}, got {self.neuron!r}")
+        check_neuron(self.neuron)
         check_timesteps(self.timesteps)
         super().__post_init__()
         if not isinstance(self.freeze_cancelled, bool):

@@ -15,7 +15,7 @@ from ..graph.activations import ACTIVATIONS, activation_calls, is_activation, re
 from ..graph.gauges import GaugeClasses, TrainingScales
 from ..graph.layer_rules import layer_of, layer_rule_of
 from ..graph.tracing import TraceError, counts_on_batch, static_encoders, trace
-from ..neurons import NEURONS, SpikingNeuron
+from ..neurons import NEURONS, NONE, SpikingNeuron, check_neuron
 from .modularize import functions_to_modules
 from .spiking_network import SpikingNetwork
 
@@ -49,7 +49,8 @@ def ternarize(
             torchvision's. It may also return the logits in a dict or an object, under the name ``logits``, or as the
             one matrix of a tuple. It is changed and becomes part of the result; if anything fails, it stays as it was.
         timesteps: Number of time steps T.
-        neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`.
+        neuron: Kind of neuron, a name in :data:`lightning_tspike.neurons.NEURONS`. ``"none"`` replaces nothing: the
+            ANN itself, to be trained and measured by the same code; one time step is enough for it.
         freeze_cancelled: Keep at 1, without a parameter, every amplitude that changes nothing in training because a
             norm divides it out wherever it goes (:class:`lightning_tspike.graph.TrainingScales`). To train with batch
             norms in eval mode, where nothing is divided out, say False.
@@ -64,9 +65,11 @@ def ternarize(
         ValueError: The model has no activation that can become a neuron, or a neuron option is out of range.
         TraceError: The model could not be traced, which ``amplitude="channel"`` needs to tell the channels.
     """
-    if neuron not in NEURONS:
-        raise ValueError(f"neuron must be one of {sorted(NEURONS)}, got {neuron!r}")
+    check_neuron(neuron)
     weight = next(model.parameters(), torch.empty(0))
+    if neuron == NONE:
+        size = tuple(input_size or _input_sizes(model)[0])
+        return SpikingNetwork(model, timesteps, input_size=size, encoders=())
     with ExitStack() as undo:  # should anything fail, the model is as it was
         graph, example = _trace(model, input_size, weight, must_trace=options.get("amplitude") == "channel")
         if graph is not None:

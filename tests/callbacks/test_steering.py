@@ -115,6 +115,6 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
         TimestepSchedule(**options)
 
 
-def test_schedule_of_time_steps_needs_more_than_the_first(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="timesteps=2.*first=2"):
-        fit(tmp_path, module(), TimestepSchedule(first=2))
+def test_schedule_of_time_steps_needs_as_many_as_the_first(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="timesteps=2.*first=3"):
+        fit(tmp_path, module(), TimestepSchedule(first=3))

@@ -12,6 +12,8 @@ import timm
 import torch
 from torch import nn
 
+from lightning_tspike.analysis.energy import measure_energy
+from lightning_tspike.folding import fold
 from lightning_tspike.graph.tracing import TraceError
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork, ternarize
@@ -221,7 +223,7 @@ def test_amplitudes_per_channel_need_a_graph() -> None:
 
 
 def test_unknown_neuron() -> None:
-    with pytest.raises(ValueError, match="neuron must be one of .*'ternary_lif'.*, got 'lif'"):
+    with pytest.raises(ValueError, match="neuron must be one of .*'ternary_lif'.*, or 'none' .*; got 'lif'"):
         ternarize(_Mixing(), 2, neuron="lif")
 
 
@@ -287,3 +289,19 @@ def test_other_ways_to_count_images(kind: type[_Heads]) -> None:
 def test_says_that_a_model_cannot_be_traced() -> None:
     with pytest.warns(UserWarning, match="_Untraceable could not be traced.*repeated T times"):
         ternarize(_Untraceable(), 3)
+
+
+def test_the_ann_itself() -> None:
+    ann = timm.create_model("resnet18", num_classes=5).double().eval()
+    network = ternarize(copy.deepcopy(ann), 1, neuron="none").eval()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert torch.equal(network(x), ann(x))
+    assert not network.neurons()
+    folded, report = fold(network, x, merge_bn=True)
+    torch.testing.assert_close(folded(x), ann(x))
+    assert not report.neurons
+    energy = measure_energy(folded, x)
+    assert energy.synops == 0
+    assert energy.macs == energy.ann_macs > 0
+    named = create_network(NetworkConfig("tspike_resnet_small", num_classes=5, timesteps=1, neuron="none"))
+    assert sum(isinstance(module, nn.ReLU) for module in named.modules()) == 7
