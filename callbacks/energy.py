@@ -9,14 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from .._batches import images_of
-from ..analysis.energy import (
-    AC_PICOJOULES,
-    MAC_PICOJOULES,
-    EnergyReport,
-    LayerEnergy,
-    energy_row,
-    measure_energy,
-)
+from ..analysis.accounting import Accounting, AccountingName, accounting_of
+from ..analysis.energy import EnergyReport, energy_rows, measure_energy
 from ..analysis.figures import plot_energy
 from ..analysis.run_logs import RunLogs
 from ..analysis.sections import BARS, ReportSection, SectionContent, evenly_chosen
@@ -34,14 +28,17 @@ class EnergyMonitor(Callback):
 
     A copy of the network is folded (``integer_pools=True``) and run on the first validation images, or training images
     where there is no validation; :mod:`lightning_tspike.analysis.energy` has the accounting. Every logger gets, per
-    image, ``energy/synops``, ``energy/macs``, ``energy/microjoules``, ``energy/ann_microjoules`` and ``energy/ratio``;
-    the numbers of every layer go to ``energy.json`` in the run's folder. Only the first process measures.
+    image, ``energy/synops``, ``energy/macs``, ``energy/signs``, ``energy/microjoules``, ``energy/ann_microjoules`` and
+    ``energy/ratio``; the numbers of every layer and the accounting go to ``energy.json`` in the run's folder. Only the
+    first process measures.
 
     Args:
         every_n_epochs: Also measure after every n epochs; by default when training ends, which costs no time before.
         images: How many images.
-        mac_picojoules: Energy of a multiply-accumulate, in pJ.
-        ac_picojoules: Energy of an accumulate, in pJ.
+        mac_picojoules: In place of the accounting's energy of a multiply-accumulate, in pJ.
+        ac_picojoules: In place of the accounting's energy of an accumulate, in pJ.
+        accounting: What an operation costs: ``"horowitz"`` or ``"paper"``
+            (:mod:`lightning_tspike.analysis.accounting`), or an ``Accounting`` with constants of your own.
 
     Raises:
         MisconfigurationException: An option is out of range, the trainer has no logger, or the module has no spiking
@@ -55,19 +52,19 @@ class EnergyMonitor(Callback):
         self,
         every_n_epochs: int | None = None,
         images: int = 32,
-        mac_picojoules: float = MAC_PICOJOULES,
-        ac_picojoules: float = AC_PICOJOULES,
+        mac_picojoules: float | None = None,
+        ac_picojoules: float | None = None,
+        accounting: AccountingName | Accounting = "horowitz",
     ) -> None:
         if every_n_epochs is not None and every_n_epochs < 1:
             raise MisconfigurationException(f"every_n_epochs must be at least 1, or None; got {every_n_epochs!r}")
         if images < 1:
             raise MisconfigurationException(f"images must be at least 1, got {images!r}")
-        if min(mac_picojoules, ac_picojoules) <= 0:
-            raise MisconfigurationException(
-                f"mac_picojoules and ac_picojoules must be above 0, got {mac_picojoules!r} and {ac_picojoules!r}"
-            )
         self.every_n_epochs, self.images = every_n_epochs, images
-        self.mac_picojoules, self.ac_picojoules = mac_picojoules, ac_picojoules
+        try:
+            self.accounting = accounting_of(accounting, mac_picojoules, ac_picojoules)
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
         self._images: Tensor | None = None
 
     @override
@@ -121,15 +118,11 @@ class EnergyMonitor(Callback):
         except FoldError as error:
             rank_zero_warn(f"EnergyMonitor measures nothing: {error}")
             return
-        report = measure_energy(
-            folded,
-            self._images.to(next(folded.parameters())),
-            mac_picojoules=self.mac_picojoules,
-            ac_picojoules=self.ac_picojoules,
-        )
+        report = measure_energy(folded, self._images.to(next(folded.parameters())), self.accounting)
         scalars = {
             "energy/synops": report.synops,
             "energy/macs": report.macs,
+            "energy/signs": report.signs,
             "energy/microjoules": report.total_picojoules / 1e6,
             "energy/ann_microjoules": report.ann_picojoules / 1e6,
             "energy/ratio": report.total_picojoules / report.ann_picojoules,
@@ -143,20 +136,18 @@ def _draw(logs: RunLogs) -> SectionContent | None:
     content = logs.json(_FILE)
     if content is None:
         return None
-    report = EnergyReport(
-        tuple(LayerEnergy(**layer) for layer in content["layers"]), content["mac_picojoules"], content["ac_picojoules"]
-    )
+    report = EnergyReport.from_dict(content)
     layers = {
         layer.name: (report.picojoules(layer) / 1e6, report.mac_picojoules * layer.ann_macs / 1e6)
         for layer in report.layers
     }
     return SectionContent(
-        f"An estimate for the folded network, per image: {report.macs:,.0f} multiply-accumulates "
-        f"({report.mac_picojoules} pJ each) and {report.synops:,.0f} accumulates ({report.ac_picojoules} pJ each), "
-        f"{report.total_picojoules / 1e6:.4g} uJ in all; as an ANN {report.ann_picojoules / 1e6:.4g} uJ.",
+        f"An estimate for the folded network, per image: {report.macs:,.0f} multiply-accumulates and "
+        f"{report.synops:,.0f} accumulates, {report.total_picojoules / 1e6:.4g} uJ in all; as an ANN "
+        f"{report.ann_picojoules / 1e6:.4g} uJ. Energies are those of the accounting {report.accounting}.",
         [("Energy of every weighted layer", plot_energy(evenly_chosen(layers, BARS)))],
         ("weighted layer", "MACs", "SynOps", "uJ", "MACs as ANN", "uJ as ANN"),
-        [energy_row(report, layer) for layer in report.layers],
+        energy_rows(report),
     )
 
 

@@ -1,3 +1,4 @@
+from .accounting import Accounting as Accounting
 from .energy import EnergyReport as EnergyReport
 from .energy import LayerEnergy as LayerEnergy
 from .energy import measure_energy as measure_energy
@@ -13,6 +14,7 @@ from .spikes import FiringRate as FiringRate
 from .spikes import firing_rates as firing_rates
 
 __all__ = [
+    "Accounting",
     "EnergyReport",
     "Evaluation",
     "FiringRate",

@@ -1,25 +1,26 @@
 """Estimate what a spiking network costs: synaptic operations and energy, next to the same network as an ANN.
 
-The field's accounting, layer by layer, for convolutions and linear layers:
+Operations are counted layer by layer, for convolutions and linear layers:
 
-    input                       operations                               energy
-    real (the image)            MACs of the layer                        E_MAC each
-    spikes, or sums of spikes   SynOps = mean |x| * MACs of the layer    E_AC each
+    input                       operations
+    real (the image)            MACs of the layer
+    spikes, or sums of spikes   SynOps = mean |x| * MACs of the layer
 
 MACs are the multiply-accumulates of the dense layer over all time steps that it runs in: those before the first neuron
 run once for a still image. A spike through one synapse is one accumulate, a sum of k spikes counts as k. The ANN is the
-same network with real activations: MACs of one pass over an image (of T passes over T frames), E_MAC each.
+same network with real activations: MACs of one pass over an image (of T passes over T frames).
 
-Not counted, as is usual: the neurons' own updates, norms (which can be merged), pools, memory traffic; and products of
-two signals (attention), which are no layers.
+Neurons compare their membrane potential with thresholds at every time step: one sign operation for binary neurons, two
+for ternary ones. What each kind of operation costs is the accounting (:mod:`lightning_tspike.analysis.accounting`).
 
-E_MAC = 4.6 pJ (multiply 3.7, add 0.9) and E_AC = 0.9 pJ are those of 32-bit floating point at 45 nm: M. Horowitz,
-"Computing's energy problem (and what we can do about it)", ISSCC 2014.
+Not counted, as is usual: the neurons' other updates, norms (which can be merged), pools, memory traffic; and products
+of two signals (attention), which are no layers.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -30,11 +31,11 @@ from .._observe import observing
 from .._tables import new_table, table_text
 from ..graph.operations import WEIGHTED, dense_macs
 from ..network.spiking_network import SpikingNetwork
+from .accounting import HOROWITZ, Accounting, AccountingName, accounting_of
 
-__all__ = ["AC_PICOJOULES", "MAC_PICOJOULES", "EnergyReport", "LayerEnergy", "measure_energy"]
+__all__ = ["AC_PICOJOULES", "MAC_PICOJOULES", "EnergyReport", "LayerEnergy", "energy_rows", "measure_energy"]
 
-MAC_PICOJOULES = 4.6
-AC_PICOJOULES = 0.9
+MAC_PICOJOULES, AC_PICOJOULES = HOROWITZ.mac_picojoules, HOROWITZ.ac_picojoules
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,27 @@ class EnergyReport:
 
     Attributes:
         layers: The weighted layers in the order of execution.
-        mac_picojoules: Energy of a multiply-accumulate, in pJ.
-        ac_picojoules: Energy of an accumulate, in pJ.
+        accounting: What an operation costs.
+        signs: Sign operations of all neurons, per image.
     """
 
     layers: tuple[LayerEnergy, ...]
-    mac_picojoules: float = MAC_PICOJOULES
-    ac_picojoules: float = AC_PICOJOULES
+    accounting: Accounting = HOROWITZ
+    signs: float = 0.0
+
+    @property
+    def mac_picojoules(self) -> float:
+        """Energy of a multiply-accumulate, in pJ."""
+        return self.accounting.mac_picojoules
+
+    @property
+    def ac_picojoules(self) -> float:
+        """Energy of an accumulate, in pJ."""
+        return self.accounting.ac_picojoules
 
     def picojoules(self, layer: LayerEnergy) -> float:
         """Energy of one layer, in pJ per image."""
-        return self.mac_picojoules * layer.macs + self.ac_picojoules * layer.synops
+        return self.accounting.picojoules(layer.macs, layer.synops)
 
     @property
     def macs(self) -> float:
@@ -85,7 +96,7 @@ class EnergyReport:
     @property
     def total_picojoules(self) -> float:
         """Energy per image in pJ."""
-        return sum(map(self.picojoules, self.layers))
+        return self.accounting.picojoules(self.macs, self.synops, self.signs)
 
     @property
     def ann_macs(self) -> float:
@@ -100,65 +111,99 @@ class EnergyReport:
     def to_dict(self) -> dict[str, Any]:
         """All of it as what JSON can hold."""
         totals = {"picojoules": self.total_picojoules, "ann_picojoules": self.ann_picojoules}
-        return asdict(self) | totals | {"macs": self.macs, "synops": self.synops}
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "accounting": self.accounting.name,
+            **asdict(self.accounting),
+            **totals,
+            "macs": self.macs,
+            "synops": self.synops,
+            "signs": self.signs,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> EnergyReport:
+        """What :meth:`to_dict` has given, also before there were accountings by name.
+
+        Raises:
+            KeyError: Something is missing.
+            TypeError, ValueError: Something is no such report's.
+        """
+        accounting = Accounting(
+            content["mac_picojoules"], content["ac_picojoules"], content.get("sign_picojoules", 0.0)
+        )
+        layers = tuple(LayerEnergy(**layer) for layer in content["layers"])
+        return cls(layers, accounting, content.get("signs", 0.0))
 
     def __str__(self) -> str:
         table = new_table("weighted layer", "MACs", "SynOps", "uJ", "as ANN: MACs", "uJ")
-        for layer in self.layers:
-            table.add_row(*energy_row(self, layer))
+        for row in energy_rows(self):
+            table.add_row(*row)
         ratio = self.total_picojoules / self.ann_picojoules
+        signs = f", {self.signs:,.0f} sign operations" if self.accounting.sign_picojoules else ""
         return (
             f"{table_text(table)}per image {self.macs:,.0f} multiply-accumulates and {self.synops:,.0f} synaptic "
-            f"operations: {self.total_picojoules / 1e6:.4g} uJ, {ratio:.3f} times the ANN's "
-            f"{self.ann_picojoules / 1e6:.4g} uJ ({self.mac_picojoules} pJ per MAC, {self.ac_picojoules} pJ per "
-            "accumulate)"
+            f"operations{signs}: {self.total_picojoules / 1e6:.4g} uJ, {ratio:.3f} times the ANN's "
+            f"{self.ann_picojoules / 1e6:.4g} uJ ({self.accounting})"
         )
 
 
-def energy_row(report: EnergyReport, layer: LayerEnergy) -> tuple[str, ...]:
-    """Cells of a table: name, MACs, SynOps, microjoules; MACs and microjoules of the ANN."""
-    ours, theirs = report.picojoules(layer) / 1e6, report.mac_picojoules * layer.ann_macs / 1e6
-    operations = f"{layer.macs:,.0f}", f"{layer.synops:,.0f}", f"{ours:.4g}"
-    return layer.name, *operations, f"{layer.ann_macs:,.0f}", f"{theirs:.4g}"
+def energy_rows(report: EnergyReport) -> list[tuple[str, ...]]:
+    """Cells of a table, by weighted layer: name, MACs, SynOps, microjoules; MACs and microjoules of the ANN.
+
+    The last row is that of the neurons, where their sign operations cost something.
+    """
+    accounting = report.accounting
+    rows = []
+    for layer in report.layers:
+        ours, theirs = report.picojoules(layer) / 1e6, accounting.mac_picojoules * layer.ann_macs / 1e6
+        operations = f"{layer.macs:,.0f}", f"{layer.synops:,.0f}", f"{ours:.4g}"
+        rows.append((layer.name, *operations, f"{layer.ann_macs:,.0f}", f"{theirs:.4g}"))
+    if accounting.sign_picojoules:
+        joules = accounting.picojoules(0, 0, report.signs) / 1e6
+        rows.append((f"neurons: {report.signs:,.0f} signs", "", "", f"{joules:.4g}", "", ""))
+    return rows
 
 
 def measure_energy(
     network: SpikingNetwork,
     images: Tensor,
+    accounting: AccountingName | Accounting = "horowitz",
     *,
-    mac_picojoules: float = MAC_PICOJOULES,
-    ac_picojoules: float = AC_PICOJOULES,
+    mac_picojoules: float | None = None,
+    ac_picojoules: float | None = None,
 ) -> EnergyReport:
-    """Run a folded network on some images and count the operations of every convolution and linear layer.
+    """Run a folded network on some images and count its operations: of convolutions, linear layers and neurons.
 
     Args:
         network: Folded, best with ``integer_pools=True``: whatever reaches a layer as other than whole numbers counts
             as real, such as the spikes of an amplitude that is not folded or their averages.
         images: Real ones [B, C, H, W] or frames [B, T, C, H, W], on the network's device: firing rates depend on them.
-        mac_picojoules: Energy of a multiply-accumulate, in pJ.
-        ac_picojoules: Energy of an accumulate, in pJ.
+        accounting: What an operation costs: ``"horowitz"`` or ``"paper"``
+            (:mod:`lightning_tspike.analysis.accounting`), or an ``Accounting`` with constants of your own.
+        mac_picojoules: In place of the accounting's energy of a multiply-accumulate, in pJ.
+        ac_picojoules: In place of the accounting's energy of an accumulate, in pJ.
 
     Returns:
         Operations and energy per image.
 
     Raises:
-        ValueError: An energy is not positive, or there is no image.
+        ValueError: There is no such accounting, an energy is out of range, or there is no image.
     """
-    if min(mac_picojoules, ac_picojoules) <= 0:
-        raise ValueError(f"energies must be positive, got {mac_picojoules!r} and {ac_picojoules!r} pJ")
+    chosen = accounting_of(accounting, mac_picojoules, ac_picojoules)
     if len(images) == 0:
         raise ValueError("energy is measured on images, got none")
-    counts = _operations(network, images)
+    counts, signs = _operations(network, images)
     single = copy.deepcopy(network)  # one time step is one pass of the ANN
     single.timesteps = 1
     is_sequence = images.ndim == len(network.input_size) + 2
     passes = images.shape[1] if is_sequence else 1
-    dense = _operations(single, images[:1, :1] if is_sequence else images[:1])
+    dense, _ = _operations(single, images[:1, :1] if is_sequence else images[:1])
     layers = tuple(
         LayerEnergy(name, count.macs, count.synops, ann_macs=passes * dense[name].dense)
         for name, count in counts.items()
     )
-    return EnergyReport(layers, mac_picojoules, ac_picojoules)
+    return EnergyReport(layers, chosen, signs)
 
 
 class _Operations(NamedTuple):
@@ -170,8 +215,10 @@ class _Operations(NamedTuple):
 
 
 @torch.no_grad()
-def _operations(network: SpikingNetwork, images: Tensor) -> dict[str, _Operations]:
+def _operations(network: SpikingNetwork, images: Tensor) -> tuple[dict[str, _Operations], float]:
+    """Those of every weighted layer, and the sign operations of all neurons."""
     counts: dict[str, _Operations] = {}
+    signs = 0.0
 
     def count(name: str, layer: Any, x: Tensor, output: Tensor) -> None:
         dense = dense_macs(layer, output) / len(images)
@@ -180,12 +227,16 @@ def _operations(network: SpikingNetwork, images: Tensor) -> dict[str, _Operation
         old = counts.get(name, _Operations(0.0, 0.0, 0.0))  # called at several places
         counts[name] = _Operations(old.dense + dense, old.macs + dense * (not is_whole), old.synops + synops)
 
+    def count_signs(_name: str, neuron: Any, _x: Tensor, spikes: Tensor) -> None:
+        nonlocal signs
+        signs += (2 if neuron.is_ternary else 1) * spikes.numel() / len(images)
+
     was_training = network.training
     network.eval()
     weighted = {name: module for name, module in network.model.named_modules() if isinstance(module, WEIGHTED)}
     try:
-        with observing(weighted, count):
+        with observing(weighted, count), observing(network.neurons(), count_signs):
             network(images)
     finally:
         network.train(was_training)
-    return counts
+    return counts, signs
