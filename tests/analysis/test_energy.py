@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_tspike import SpikingNetwork, zoo
-from lightning_tspike.analysis.energy import AC_PICOJOULES, MAC_PICOJOULES, measure_energy
+from lightning_tspike.analysis.accounting import ACCOUNTINGS, Accounting
+from lightning_tspike.analysis.energy import AC_PICOJOULES, MAC_PICOJOULES, EnergyReport, measure_energy
 from lightning_tspike.analysis.spikes import entropy, firing_rates
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.folding import fold
@@ -76,6 +78,63 @@ def test_a_network_counted_on_paper() -> None:
     assert measure_energy(network, images, ac_picojoules=0.1).total_picojoules < report.total_picojoules
 
 
+@pytest.mark.parametrize(
+    ("flops", "sops", "signs", "microjoules"), [(3.54, 71.20, 0.11, "50.14"), (3.54, 79.21, 0.23, "51.20")]
+)
+def test_table_5_of_the_paper(flops: float, sops: float, signs: float, microjoules: str) -> None:
+    """Binary and ternary ResNet-20, counts in millions; a multiply-accumulate is two FLOPs."""
+    assert f"{ACCOUNTINGS['paper'].picojoules(flops / 2, sops, signs):.2f}" == microjoules
+
+
+def test_the_papers_first_layer_and_neurons(lively: Callable[..., SpikingNetwork]) -> None:
+    """Its ResNet-20: 3.54 M FLOPs in the first layer; each neuron compares with each of its thresholds at each step."""
+    for neuron, comparisons in (("binary_lif", 1), ("ternary_lif", 2)):
+        network = fold(lively("tspike_resnet20", timesteps=2, neuron=neuron))[0].float()
+        report = measure_energy(network, torch.randn(1, 3, 32, 32), "paper")
+        assert f"{2 * report.layers[0].macs / 1e6:.2f}" == "3.54"
+        stem, stages = 3 * 64 * 32 * 32, 4 * (64 * 16 * 16 + 128 * 8 * 8 + 256 * 4 * 4 + 512 * 2 * 2)
+        assert report.signs == comparisons * 2 * (stem + stages)
+
+
+def test_energy_by_name(lively: Callable[..., SpikingNetwork]) -> None:
+    network = fold(lively("tspike_resnet_small", in_chans=1, timesteps=2), integer_pools=True)[0]
+    images = torch.randn(2, 1, 8, 8).double()
+    usual, paper = (measure_energy(network, images, name) for name in ("horowitz", "paper"))
+    assert measure_energy(network, images) == usual
+    assert (usual.layers, usual.signs) == (paper.layers, paper.signs)  # the same operations
+    assert usual.total_picojoules == pytest.approx(4.6 * usual.macs + 0.9 * usual.synops)
+    neurons = 3.7 * paper.signs
+    assert paper.total_picojoules == pytest.approx(2 * 12.5 * paper.macs + 0.077 * paper.synops + neurons)
+    assert paper.ann_picojoules == pytest.approx(2 * 12.5 * paper.ann_macs)
+    assert sum(map(paper.picojoules, paper.layers)) == pytest.approx(paper.total_picojoules - neurons)
+    assert "horowitz: 4.6 pJ per MAC, 0.9 pJ per accumulate" in str(usual)
+    assert "signs" not in str(usual)
+    assert "paper: 25.0 pJ per MAC, 0.077 pJ per accumulate, 3.7 pJ per sign" in str(paper)
+    assert f"{paper.signs:,.0f} signs" in str(paper)
+
+
+def test_constants_of_ones_own(lively: Callable[..., SpikingNetwork]) -> None:
+    network = fold(lively("tspike_resnet_small", in_chans=1, timesteps=2))[0]
+    images = torch.randn(2, 1, 8, 8).double()
+    own = Accounting(mac_picojoules=3, ac_picojoules=0.1, sign_picojoules=0.02)
+    report = measure_energy(network, images, own)
+    assert report.total_picojoules == pytest.approx(3 * report.macs + 0.1 * report.synops + 0.02 * report.signs)
+    assert "own: 3 pJ per MAC" in str(report)
+    changed = measure_energy(network, images, "paper", ac_picojoules=0.1)
+    assert changed.accounting == Accounting(25.0, 0.1, 3.7)
+
+
+def test_reports_as_json(lively: Callable[..., SpikingNetwork]) -> None:
+    network = fold(lively("tspike_resnet_small", in_chans=1, timesteps=2))[0]
+    report = measure_energy(network, torch.randn(2, 1, 8, 8).double(), "paper")
+    content = json.loads(json.dumps(report.to_dict()))
+    assert content["accounting"] == "paper"
+    assert EnergyReport.from_dict(content) == report
+    old = {name: content[name] for name in ("layers", "picojoules", "ann_picojoules", "macs", "synops")}
+    read = EnergyReport.from_dict({**old, "mac_picojoules": 4.6, "ac_picojoules": 0.9})  # as it was written at first
+    assert (read.layers, read.accounting.name, read.signs) == (report.layers, "horowitz", 0)
+
+
 @torch.no_grad()
 def test_convolutions_and_average_pools(lively: Callable[..., SpikingNetwork]) -> None:
     """SynOps = sum of what the layer reads * MACs per number read; pools of spikes are sums after folding."""
@@ -136,3 +195,9 @@ def test_bad_arguments() -> None:
         measure_energy(network, torch.zeros(1, 1, 8, 8), ac_picojoules=-1)
     with pytest.raises(ValueError, match="on images, got none"):
         measure_energy(network, torch.zeros(0, 1, 8, 8))
+    with pytest.raises(ValueError, match="accounting must be one of 'horowitz', 'paper' or an Accounting, got 'loihi'"):
+        measure_energy(network, torch.zeros(1, 1, 8, 8), "loihi")
+    with pytest.raises(ValueError, match="energies must be positive, got nan and 0.9 pJ"):
+        Accounting(mac_picojoules=float("nan"))
+    with pytest.raises(ValueError, match="sign_picojoules must be at least 0 pJ, got -1"):
+        Accounting(sign_picojoules=-1)

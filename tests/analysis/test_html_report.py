@@ -60,6 +60,7 @@ def test_every_section_is_there(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)  # nothing to fetch
     energy = json.loads((run / "energy.json").read_text())
     assert f"{energy['synops']:,.0f} accumulates" in page
+    assert "accounting horowitz: 4.6 pJ per MAC, 0.9 pJ per accumulate" in page
     membrane = json.loads((run / "membrane.json").read_text())
     assert membrane["last"]["step"] == 10
     assert f"<td>{membrane['last']['layers']['act1']['fires']:.4f}</td>" in page

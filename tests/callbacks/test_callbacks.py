@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,9 +23,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_tspike import TernarySNNModule
 from lightning_tspike._calls import running
+from lightning_tspike.analysis import write_report
 from lightning_tspike.analysis.energy import measure_energy
 from lightning_tspike.analysis.run_logs import read_logs
 from lightning_tspike.callbacks import (
+    REPORT_SECTIONS,
     AmplitudeLogger,
     EnergyMonitor,
     FiringRateMonitor,
@@ -237,6 +240,7 @@ def test_module_without_a_network(tmp_path: Path) -> None:
         lambda: EnergyMonitor(0),
         lambda: EnergyMonitor(images=0),
         lambda: EnergyMonitor(mac_picojoules=0),
+        lambda: EnergyMonitor(accounting="loihi"),
         lambda: FoldExport(on_error="ignore"),
     ],
 )
@@ -319,6 +323,35 @@ def test_energy_is_that_of_the_folded_network_on_validation_images(tmp_path: Pat
     assert float(rows[-1]["energy/ratio"]) == pytest.approx(report.total_picojoules / report.ann_picojoules)
     written = json.loads((tmp_path / "csv" / "version_0" / "energy.json").read_text())
     assert written["layers"] == json.loads(json.dumps(report.to_dict()))["layers"]
+
+
+def test_energy_by_the_papers_accounting(tmp_path: Path) -> None:
+    fit(tmp_path, [EnergyMonitor(accounting="paper")], logger=loggers(tmp_path))
+    (row,) = (row for row in csv_rows(tmp_path) if row.get("energy/synops"))
+    macs, synops, signs = (float(row[f"energy/{name}"]) for name in ("macs", "synops", "signs"))
+    assert signs > 0
+    assert float(row["energy/microjoules"]) == pytest.approx((25 * macs + 0.077 * synops + 3.7 * signs) / 1e6)
+    run = tmp_path / "csv" / "version_0"
+    assert json.loads((run / "energy.json").read_text())["accounting"] == "paper"
+    page = write_report(run, sections=REPORT_SECTIONS).read_text()
+    assert "accounting paper: 25.0 pJ per MAC, 0.077 pJ per accumulate, 3.7 pJ per sign" in page
+    assert f"neurons: {signs:,.0f} signs" in page
+
+
+@pytest.mark.parametrize(
+    ("accounting", "name"), [("paper", "paper"), ("{ac_picojoules: 0.5, sign_picojoules: 0.1}", "own")]
+)
+def test_accounting_in_a_recipe(tmp_path: Path, accounting: str, name: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "callback:\n  class_path: lightning_tspike.callbacks.EnergyMonitor\n"
+        f"  init_args: {{accounting: {accounting}}}\n"
+    )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=L.Callback)
+    parser.add_argument("--config", action="config")
+    monitor = parser.instantiate_classes(parser.parse_args(["--config", str(recipe)])).callback
+    assert monitor.accounting.name == name
 
 
 def test_energy_without_validation_takes_training_images(tmp_path: Path) -> None:

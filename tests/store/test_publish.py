@@ -90,6 +90,7 @@ def test_card(tmp_path: Path) -> None:
     assert 'zoo.load("tester/my-digits")' in card.text
     assert "7 of 7 amplitudes folded" in card.text
     assert "synaptic operations" in card.text
+    assert "(horowitz: 4.6 pJ per MAC, 0.9 pJ per accumulate)" in card.text
     for name in ("firing_rates.png", "amplitudes.png"):
         with Image.open(written / name) as picture:
             assert picture.size[0] > 300
