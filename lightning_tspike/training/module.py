@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from contextlib import nullcontext
@@ -38,6 +39,7 @@ from .losses import membrane_regularization
 from .objective import Objective
 from .optimization import OptimizerOptions
 from .schedules import create_schedule
+from .synaptic_cost import SynapticOperations
 
 __all__ = ["TernarySNNModule"]
 
@@ -49,7 +51,9 @@ class TernarySNNModule(L.LightningModule):
     Batches are pairs of images [B, C, H, W] or frames [B, T, C, H, W] and labels [B]. Labels may also be one-hot rows
     or, as mixup makes them, probabilities [B, K] (their accuracy is that of the likeliest class). Batches may also be
     dicts, such as ``{"image": ..., "label": ...}``, or triples whose third part is left alone. Logged: ``train/loss``,
-    ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie in [0, 1].
+    ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie in [0, 1]. Where
+    synaptic operations have a cost, also ``train/synops``, their share of the multiply-accumulates, and
+    ``train/synops_cost``, what they add to the loss.
 
     Args:
         backbone: A timm model, e.g. ``"resnet34"``, ``"vgg16_bn"``, ``"tspike_resnet_small"``; or a network of your
@@ -120,6 +124,7 @@ class TernarySNNModule(L.LightningModule):
         self.network.memory = memory
         self._is_compiled = False
         self._is_real_fit = False  # a tuner (learning rate, batch size) tries steps before on_fit_start
+        self._counters: dict[Any, SynapticOperations] = {}  # of synaptic operations, by size and device of images
         self._planned_lr: float | None = None  # what the optimizer was made with
         self._epoch_resumed, self._epoch_seeded = 0, -1
         # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
@@ -177,7 +182,7 @@ class TernarySNNModule(L.LightningModule):
         return self.network(x)
 
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+        return self._step(batch, "train", batch_idx)
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
         self._step(batch, "val")
@@ -193,12 +198,12 @@ class TernarySNNModule(L.LightningModule):
     def _network_dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def _step(self, batch: object, stage: Literal["train", "val", "test"]) -> Tensor:
+    def _step(self, batch: object, stage: Literal["train", "val", "test"], batch_idx: int = 0) -> Tensor:
         x = images_of(batch, self._network_dtype)
         y = targets_of(batch, self.hparams["num_classes"])
         is_train = stage == "train"
         if is_train:
-            loss, logits = self._training_loss(x, y)
+            loss, logits = self._training_loss(x, y, batch_idx)
         else:
             logits = self(x)
             loss = F.cross_entropy(logits, y)
@@ -210,11 +215,13 @@ class TernarySNNModule(L.LightningModule):
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
         return loss
 
-    def _training_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _training_loss(self, x: Tensor, y: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The loss, shape [], and the logits [B, K] averaged over time."""
         weight = self.objective.tmpr_weight
         listening: Any = membrane_regularization(self.network) if weight else nullcontext([])
-        with listening as terms:
+        operations = self._operations(x) if self.objective.synops_weight else None
+        counting: Any = operations.counting() if operations else nullcontext()
+        with listening as terms, counting as readings:
             per_step = self.network(x, per_step=True)  # [T, B, K]
         taught: Tensor | None = None
         if teacher := self._anns.get("teacher"):
@@ -225,7 +232,29 @@ class TernarySNNModule(L.LightningModule):
         loss = self.objective.of(per_step, y, taught=taught)
         if terms:
             loss = loss + weight * torch.stack(terms).mean()
+        if operations:
+            loss = loss + self._synops_cost(operations.shares(readings), operations.most, batch_idx, len(y))
         return loss, per_step.mean(0)
+
+    def _operations(self, x: Tensor) -> SynapticOperations:
+        """What counts synaptic operations on images or frames of this size."""
+        size = x.shape[-len(self.network.input_size) :], x.device
+        if size not in self._counters:
+            with torch.random.fork_rng(devices=[]):  # what a model draws while it is traced, training must not miss
+                self._counters[size] = SynapticOperations(self.network, x)
+        return self._counters[size]
+
+    def _synops_cost(self, shares: Tensor, most: Tensor, batch_idx: int, batch_size: int) -> Tensor:
+        seen, epochs = shares.detach(), float(self.current_epoch)
+        if self._trainer is not None:
+            if self.objective.synops_target is not None:  # which is one for all processes
+                seen = self.trainer.strategy.reduce(seen.clone(), reduce_op="mean")
+            batches = float(self.trainer.num_training_batches)
+            epochs += batch_idx / batches if math.isfinite(batches) else 0.0
+        cost = self.objective.of_synops(shares, most, epochs, seen=seen)
+        for name, value in (("synops", seen.sum()), ("synops_cost", cost.detach())):
+            self.log(f"train/{name}", value, on_step=True, on_epoch=False, batch_size=batch_size)
+        return cost
 
     def setup(self, stage: str) -> None:
         if not self.hparams["compile"] or self._is_compiled:
