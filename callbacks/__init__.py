@@ -1,4 +1,4 @@
-"""Lightning callbacks that observe a ternary-spike network and export its folded copy."""
+"""Lightning callbacks that observe a ternary-spike network, steer its training and export its folded copy."""
 
 from .amplitude import AMPLITUDES, AmplitudeLogger
 from .checkpoints import BestCheckpoint, LastCheckpoint
@@ -8,6 +8,8 @@ from .fold_export import FoldExport
 from .fold_section import FOLD
 from .membrane import MEMBRANE_POTENTIALS, MembraneHistogram
 from .prediction import PredictionWriter
+from .timestep_schedule import TimestepSchedule
+from .whitening import WhitenedConvolution
 
 __all__ = [
     "REPORT_SECTIONS",
@@ -19,6 +21,8 @@ __all__ = [
     "LastCheckpoint",
     "MembraneHistogram",
     "PredictionWriter",
+    "TimestepSchedule",
+    "WhitenedConvolution",
 ]
 
 REPORT_SECTIONS = (AMPLITUDES, MEMBRANE_POTENTIALS, FIRING_RATES, ENERGY, FOLD)

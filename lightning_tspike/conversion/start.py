@@ -13,7 +13,7 @@ from .._batches import images_of
 from ..network.spiking_network import SpikingNetwork
 from .calibration import calibrate
 
-__all__ = ["start_from"]
+__all__ = ["start_from", "training_images"]
 
 
 def start_from(module: L.LightningModule, ann: nn.Module, *, images: int) -> None:
@@ -37,7 +37,7 @@ def start_from(module: L.LightningModule, ann: nn.Module, *, images: int) -> Non
     network: SpikingNetwork = module.network  # type: ignore[assignment]
     dtype = next(network.parameters()).dtype
     work = torch.promote_types(dtype, torch.float32)
-    x = _training_images(trainer, images).to(module.device, work)
+    x = training_images(trainer, images).to(module.device, work)
     missed = calibrate(network.to(work), ann.to(module.device, work), x)
     network.to(dtype)
     network.load_state_dict(trainer.strategy.broadcast(network.state_dict()))
@@ -48,12 +48,17 @@ def start_from(module: L.LightningModule, ann: nn.Module, *, images: int) -> Non
     )
 
 
-def _training_images(trainer: L.Trainer, count: int) -> Tensor:
+def training_images(trainer: L.Trainer, count: int) -> Tensor:
+    """The first training images of a fit that starts, [count, C, H, W] or fewer where there are no more.
+
+    Raises:
+        MisconfigurationException: There is none.
+    """
     parts: list[Tensor] = []
     for batch in trainer.train_dataloader or ():
         parts.append(images_of(batch))
         if sum(map(len, parts)) >= count:
             break
     if not parts:
-        raise MisconfigurationException("pretrained= calibrates on training images, and the training loader has none")
+        raise MisconfigurationException("training images are needed to start from, and the training loader has none")
     return torch.cat(parts)[:count]

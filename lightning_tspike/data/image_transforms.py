@@ -63,6 +63,7 @@ def training_transform(
     spec: InputSpec,
     *,
     crop_padding: int | None = None,
+    crop_fill: str = "black",
     hflip: float = 0.5,
     auto_augment: str | None = None,
     random_erasing: float = 0.0,
@@ -72,8 +73,9 @@ def training_transform(
 
     Args:
         spec: As for :func:`evaluation_transform`.
-        crop_padding: Crop the image of its full size from a copy with so many black pixels around; None crops and
-            resizes at random, as is usual for ImageNet.
+        crop_padding: Crop the image of its full size from a copy with so many pixels around; None crops and resizes at
+            random, as is usual for ImageNet.
+        crop_fill: What these pixels are: ``"black"`` or ``"reflect"``.
         hflip: Probability of mirroring left and right.
         auto_augment: ``"cifar10"``, ``"imagenet"`` or ``"svhn"``: a learned policy (AutoAugment, arXiv 1805.09501) by
             torchvision; or what timm knows, such as ``"rand-m9-mstd0.5"`` (RandAugment), ``"augmix-m3"``, ``"3a"``.
@@ -92,7 +94,9 @@ def training_transform(
     steps: list[Any] = [
         RandomResizedCropAndInterpolation(size, interpolation=spec.interpolation or INTERPOLATION)
         if crop_padding is None
-        else transforms.RandomCrop(size, padding=crop_padding or None)
+        else transforms.RandomCrop(
+            size, padding=crop_padding or None, padding_mode="reflect" if crop_fill == "reflect" else "constant"
+        )
     ]
     if hflip:
         steps.append(transforms.RandomHorizontalFlip(hflip))

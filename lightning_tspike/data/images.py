@@ -130,6 +130,7 @@ class ImageDataModule(ClassificationDataModule):
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
             held_out, indices = order[:count], order[count:]
         self.train_set = self._samples(train, augmented, indices)
+        self.train_set.mirrors_by_epoch = self.options["alternate_hflip"]
         self.val_set = (
             self._samples(train, plain, held_out)
             if self.splits["val"] is None
@@ -150,6 +151,8 @@ class ImageDataModule(ClassificationDataModule):
         self.test_set = self.val_set if self.splits["test"] is None else self._stream(source, "test", plain)
         if self.on_error == "skip":
             rank_zero_warn("on_error='skip' has no effect on streams: see ImageDataModule for what they do")
+        if self.options["alternate_hflip"]:
+            raise ValueError("alternate_hflip needs to know which image is which, and a stream does not say: use hflip")
 
     def _stream(self, source: StreamSource, role: str, transform: Callable[[Any], Tensor]) -> Stream:
         images = source.stream(
@@ -200,6 +203,8 @@ class ImageDataModule(ClassificationDataModule):
         if self._crop_padding is None and not is_resized:
             self._crop_padding = look.crop_padding
         self._hflip = look.hflip if options["hflip"] is None else options["hflip"]
+        if options["alternate_hflip"]:
+            self._hflip = 0.0  # Samples mirrors, by epoch
         self._transforms()  # refuses options that are wrong
 
     def _transforms(self) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
@@ -208,6 +213,7 @@ class ImageDataModule(ClassificationDataModule):
         augmented = training_transform(
             self._input,
             crop_padding=self._crop_padding,
+            crop_fill=options["crop_fill"],
             hflip=self._hflip,
             auto_augment=options["auto_augment"],
             random_erasing=options["random_erasing"],

@@ -82,9 +82,12 @@ class ImageAugmentation:
     """How training images are changed at random.
 
     Attributes:
-        crop_padding: Crop training images from a copy with so many black pixels around. By default 4 pixels for CIFAR,
-            2 for MNIST and Fashion-MNIST, an eighth of the side for npz; others are cropped and resized at random.
+        crop_padding: Crop training images from a copy with so many pixels around. By default 4 pixels for CIFAR, 2 for
+            MNIST and Fashion-MNIST, an eighth of the side for npz; others are cropped and resized at random.
+        crop_fill: What these pixels are: ``"black"``, or what is inside, mirrored (``"reflect"``).
         hflip: Probability of mirroring a training image; by default 0.5, and 0 for MNIST.
+        alternate_hflip: Mirror every other image in one epoch and the others in the next, instead of at random: each
+            image is seen both ways as often (Jordan 2024, arXiv 2404.00498).
         auto_augment: A policy, see :func:`lightning_tspike.data.image_transforms.training_transform`.
         random_erasing: Probability of a hole of random size.
         cutout: Side of a square hole in pixels.
@@ -93,12 +96,22 @@ class ImageAugmentation:
     """
 
     crop_padding: int | None = None
+    crop_fill: Literal["black", "reflect"] = "black"
     hflip: float | None = None
+    alternate_hflip: bool = False
     auto_augment: str | None = None
     random_erasing: float = 0.0
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop_fill not in ("black", "reflect"):
+            raise ValueError(f"crop_fill must be 'black' or 'reflect', got {self.crop_fill!r}")
+        if self.alternate_hflip and self.hflip is not None:
+            raise ValueError(
+                f"alternate_hflip mirrors by epoch, not with the probability hflip={self.hflip!r}: leave one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from .._seeding import epoch_seed
+from .samples import Samples
 
 __all__ = ["EpochSampler", "InOrderSampler", "StreamLoader"]
 
@@ -31,6 +32,8 @@ class EpochSampler(DistributedSampler):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
+        if isinstance(self.dataset, Samples):
+            self.dataset.epoch = epoch
         self.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank))
 
 

@@ -31,7 +31,14 @@ class Samples(Dataset[Any]):
         num_classes: Labels must lie in [0, num_classes).
         on_error: ``"raise"`` a DataError that names the sample, or ``"skip"``: the sample is None, which
             :func:`collate_readable` leaves out of its batch, and :attr:`unreadable` knows it.
+
+    Attributes:
+        epoch: The epoch that is read; the loader's sampler sets it.
+        mirrors_by_epoch: Whether every other image [C, H, W] is mirrored, and in the next epoch the others.
     """
+
+    epoch = 0
+    mirrors_by_epoch = False
 
     def __init__(
         self,
@@ -71,6 +78,8 @@ class Samples(Dataset[Any]):
         try:
             raw, label = self.source[number]
             x = self.transform(raw)
+            if self.mirrors_by_epoch and (number + self.epoch) % 2:
+                x = x.flip(-1)
         except Exception as error:  # image and event files raise anything, from OSError to struct.error
             raise DataError(
                 f"{sample_name(self.source, number)} cannot be read: {type(error).__name__}: {error}; repair or remove "

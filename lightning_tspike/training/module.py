@@ -76,6 +76,8 @@ class TernarySNNModule(L.LightningModule):
             minute, the others less time; where no compiler is found, a warning says so and the network runs as it is.
             On batches that a callback observes, it also runs as it is. What is kept for the backward pass is up to
             torch, so ``memory`` must be ``"full"``.
+        channels_last: Keep the channels of images and convolutions innermost in memory for every run of a Trainer:
+            convolutions on a CPU, and in half precision on a GPU, take less time then.
         options: Those of NetworkConfig, Objective and OptimizerOptions.
 
     Raises:
@@ -99,6 +101,7 @@ class TernarySNNModule(L.LightningModule):
         calibration_images: int = 512,
         memory: MemoryMode = "full",
         compile: bool = False,
+        channels_last: bool = False,
         **options: Any,
     ) -> None:
         L.LightningModule.__init__(self)  # not by super(), see save_options
@@ -118,6 +121,7 @@ class TernarySNNModule(L.LightningModule):
                 "calibration_images": calibration_images,
                 "memory": memory,
                 "compile": compile,
+                "channels_last": channels_last,
             },
         )
         num_classes = config.num_classes
@@ -257,6 +261,8 @@ class TernarySNNModule(L.LightningModule):
         return cost
 
     def setup(self, stage: str) -> None:
+        if self.hparams["channels_last"]:
+            self.network.to(memory_format=torch.channels_last)  # what convolutions give follows their weights
         if not self.hparams["compile"] or self._is_compiled:
             return
         device = self.trainer.strategy.root_device.type

@@ -20,8 +20,10 @@ class OptimizerOptions:
         momentum: Momentum, for the optimizers that have one.
         weight_decay: Weight decay; amplitudes, biases and batch norms are exempt.
         sched: Learning-rate schedule, a name that timm.scheduler knows; ``"none"`` for none. It is updated after every
-            epoch, or after every step where the trainer has ``max_steps`` or ``max_time`` alone.
-        warmup_epochs: Epochs over which the learning rate rises linearly to its peak.
+            epoch, or after every step where the trainer has ``max_steps`` or ``max_time`` alone. ``"triangular"``,
+            linearly up and linearly down to 0, is updated after every step.
+        warmup_epochs: Epochs over which the learning rate rises linearly to its peak; parts of epochs for
+            ``"triangular"`` alone.
 
     Raises:
         ValueError: timm has no such optimizer; the message has close names.
@@ -32,7 +34,7 @@ class OptimizerOptions:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     sched: str = "cosine"
-    warmup_epochs: int = 0
+    warmup_epochs: float = 0
 
     def __post_init__(self) -> None:
         known = [str(name) for name in list_optimizers()]

@@ -252,6 +252,8 @@ def test_label_outside_of_the_classes(tmp_path: Path) -> None:
         ({"mean": [0.1, 0.2, 0.3]}, ValueError, "mean must have 1 numbers"),
         ({"std": [0.0]}, ValueError, "std must be positive"),
         ({"auto_augment": "rant-m9"}, ValueError, "'rant-m9'"),
+        ({"crop_fill": "white"}, ValueError, "crop_fill must be 'black' or 'reflect', got 'white'"),
+        ({"alternate_hflip": True, "hflip": 0.2}, ValueError, "alternate_hflip"),
         ({"dataset": "folder"}, FileNotFoundError, "train does not exist"),
         ({"dataset": "npz"}, FileNotFoundError, "train.npz"),
         ({"dataset": "wds/", "num_classes": 2}, FileNotFoundError, "_info.json"),
@@ -365,3 +367,34 @@ def test_a_kind_of_dataset_is_a_class_and_a_line(monkeypatch: pytest.MonkeyPatch
     assert images[0, 0, :2, 0].tolist() == [1.0, -1.0]
     with pytest.raises(ValueError, match="'stripes'"):
         ImageDataModule("stripe")
+
+
+def test_images_are_mirrored_in_every_other_epoch(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", x=x, y=np.arange(12) % 2)
+    options = {"val_split": "train", "test_split": "train", "batch_size": 12, "crop_padding": 0}
+    data = set_up("npz", root=str(tmp_path), alternate_hflip=True, **options)
+    plain = torch.stack([data.val_set[i][0] for i in range(12)])
+    loader = data.train_dataloader()
+    mirrored = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        images, _ = next(iter(loader))
+        kept = [any(torch.equal(image, seen) for seen in images) for image in plain]
+        flipped = [any(torch.equal(image.flip(-1), seen) for seen in images) for image in plain]
+        assert all(a != b for a, b in zip(kept, flipped, strict=True))
+        mirrored.append(flipped)
+    assert sum(mirrored[0]) == 6
+    assert mirrored[1] == [not was for was in mirrored[0]]
+
+
+def test_crops_can_be_filled_with_what_is_inside(tmp_path: Path) -> None:
+    x = np.full((4, 8, 8, 3), 200, dtype=np.uint8)
+    x[::2] = 100  # else they would have no variance to divide by
+    np.savez(tmp_path / "train.npz", x=x, y=np.arange(4) % 2)
+    options = {"val_split": "train", "test_split": "train", "crop_padding": 4}
+    black = set_up("npz", root=str(tmp_path), **options)
+    reflected = set_up("npz", root=str(tmp_path), crop_fill="reflect", **options)
+    torch.manual_seed(0)
+    assert all(len(reflected.train_set[i][0].unique()) == 1 for i in range(4) for _ in range(8))
+    assert any(len(black.train_set[i][0].unique()) > 1 for i in range(4) for _ in range(8))

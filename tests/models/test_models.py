@@ -19,7 +19,7 @@ from lightning_tspike.network import NetworkConfig, SpikingNetwork
 
 NAMES = timm.list_models("tspike_*")
 SMALL = [name for name in NAMES if name.endswith("small")]
-RESIDUAL_SMALL = [name for name in SMALL if "vgg" not in name]
+RESIDUAL_SMALL = [name for name in SMALL if "vgg" not in name and "fast" not in name]
 SHALLOW = {"layers": [1, 1, 1, 1], "widths": [8, 8, 16, 16]}
 DEEP = ("tspike_ms_resnet104", "tspike_sew_resnet50", "tspike_sew_resnet101", "tspike_sew_resnet152")
 
@@ -44,6 +44,7 @@ def test_all_families_are_registered() -> None:
         *(f"tspike_vgg{name}" for name in ("11", "13", "16", "_small")),
         *(f"tspike_sew_resnet{name}" for name in ("18", "34", "50", "101", "152", "_small")),
         *(f"tspike_ms_resnet{name}" for name in ("18", "34", "104", "_small")),
+        *(f"tspike_fast_resnet{name}" for name in ("", "_small")),
     }
 
 
@@ -69,6 +70,7 @@ def test_runs_learns_folds_and_exports(lively: Callable[..., SpikingNetwork], na
         ("tspike_resnet18", 11_689_512), ("tspike_resnet34", 21_797_672), ("tspike_resnet19", 12_569_226),
         ("tspike_resnet20", 11_247_946), ("tspike_resnet20_cifar", 17_289_866), ("tspike_resnet_small", 78_042),
         ("tspike_sew_resnet50", 25_557_032), ("tspike_ms_resnet18", 11_689_512),
+        ("tspike_fast_resnet", 1_965_722),
     ],
 )  # fmt: skip
 def test_parameters(name: str, parameters: int) -> None:
@@ -175,7 +177,8 @@ def test_levels_of_features(name: str) -> None:
         torch.testing.assert_close(end, model.forward_features(x))
         assert len(maps) >= 3
         for level, channels, reduction in zip(maps, info.channels(), info.reduction(), strict=True):
-            assert level.shape == (2, channels, ceil(32 / reduction), ceil(32 / reduction))
+            side = 31 // reduction if "fast" in name else ceil(32 / reduction)  # its first convolution is not padded
+            assert level.shape == (2, channels, side, side)
         for feature_cls in ("list", "dict", "hook", "getter"):
             network = create(features_only=True, feature_cls=feature_cls)
             got = network(x)

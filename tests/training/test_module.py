@@ -212,3 +212,18 @@ def test_frames_train_too(tmp_path: Path) -> None:
     run.fit(module, data)
     assert run.global_step == 2
     assert "val/acc5" not in run.validate(module, data, verbose=False)[0]  # with three classes it would say nothing
+
+
+def test_channels_last_gives_the_same_training(tmp_path: Path) -> None:
+    weights = []
+    for channels_last in (False, True):
+        L.seed_everything(1, verbose=False)
+        module = TernarySNNModule(**TINY, channels_last=channels_last).double()
+        trainer = L.Trainer(default_root_dir=tmp_path, max_steps=2, accelerator="cpu", logger=False,
+                            enable_checkpointing=False, enable_progress_bar=False, precision="64-true")  # fmt: skip
+        trainer.fit(module, DigitsDataModule(batch_size=16))
+        conv = next(m for m in module.network.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels > 1)
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        weights.append([p.detach() for p in module.network.parameters()])
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b)

@@ -185,3 +185,24 @@ def test_a_schedule_needs_to_know_the_end(tmp_path: Path) -> None:
         trainer(tmp_path, max_epochs=-1).fit(TernarySNNModule(**TINY), data())
     steps = learning_rates(tmp_path, TernarySNNModule(**TINY, sched="step", lr=0.1), max_steps=5)
     assert steps == pytest.approx([0.1] * 5)  # which drops after 90 epochs, whenever training ends
+
+
+def test_triangular_rises_and_falls_to_nothing(tmp_path: Path) -> None:
+    module = TernarySNNModule(**TINY, lr=0.4, sched="triangular", warmup_epochs=0.5)
+    rates = learning_rates(tmp_path, module, max_epochs=3)  # of 4 batches
+    expected = [0.0, 0.2, *(0.4 * (10 - k) / 10 for k in range(10))]
+    assert rates == pytest.approx(expected)
+
+
+def test_triangular_with_max_steps(tmp_path: Path) -> None:
+    module = TernarySNNModule(**TINY, lr=0.4, sched="triangular")
+    assert learning_rates(tmp_path, module, max_steps=5) == pytest.approx([0.4 * (5 - k) / 5 for k in range(5)])
+
+
+def test_triangular_must_have_an_end_and_a_way_down(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'triangular' must know how many steps there are.*max_epochs"):
+        learning_rates(tmp_path, TernarySNNModule(**TINY, sched="triangular"), max_epochs=-1, max_time={"hours": 1})
+    with pytest.raises(ValueError, match="takes all of the 8 steps"):
+        learning_rates(tmp_path, TernarySNNModule(**TINY, sched="triangular", warmup_epochs=2), max_epochs=2)
+    with pytest.raises(ValueError, match=r"parts of epochs, got warmup_epochs=0.5"):
+        learning_rates(tmp_path, TernarySNNModule(**TINY, sched="cosine", warmup_epochs=0.5), max_epochs=2)
