@@ -26,7 +26,7 @@ from .._options import options_of, save_options, takes
 from .._seeding import epoch_seed, epoch_to_come, run_seed
 from ..conversion.ann import load_ann
 from ..conversion.calibration import copy_weights
-from ..conversion.start import start_from
+from ..conversion.start import start_at_rate, start_from
 from ..kernels import can_compile
 from ..memory import MemoryMode
 from ..models import create_network
@@ -68,7 +68,11 @@ class TernarySNNModule(L.LightningModule):
             name, ``"resnet50.a1_in1k"``), or the path of a file with a state_dict. When the fit begins, the neurons
             are fitted to it on training images (:func:`lightning_tspike.conversion.calibrate`); until then the
             network has the ANN's weights alone. A checkpoint never asks for the ANN again.
-        calibration_images: How many training images that takes.
+        initial_rate: Firing rate in (0, 1) at which every layer of neurons starts: when the fit begins, thresholds are
+            set layer by layer on training images (:func:`lightning_tspike.conversion.set_firing_rate`). None: they
+            start at ``threshold``, where about 0.6 of the neurons behind a norm fire. A checkpoint has the thresholds,
+            and never sets them again.
+        calibration_images: How many training images ``pretrained`` and ``initial_rate`` look at.
         memory: What a training step keeps for its backward pass: ``"full"``, ``"packed"`` (spikes at 2 bits each) or
             ``"lean"`` (blocks by their inputs alone, computed again); see :mod:`lightning_tspike.memory`. Gradients are
             the same.
@@ -98,6 +102,7 @@ class TernarySNNModule(L.LightningModule):
         in_chans: int = 3,
         *,
         pretrained: bool | str = False,
+        initial_rate: float | None = None,
         calibration_images: int = 512,
         memory: MemoryMode = "full",
         compile: bool = False,
@@ -108,6 +113,7 @@ class TernarySNNModule(L.LightningModule):
         self.objective = Objective(**options_of(Objective, options))
         optimizer = OptimizerOptions(**options_of(OptimizerOptions, options))
         _check_together(self.objective, calibration_images, memory, compile)
+        _check_start(initial_rate, pretrained)
         shape = {"num_classes": num_classes, "timesteps": timesteps, "in_chans": in_chans, **options}
         self.network = _build(backbone, shape, pretrained)
         config: Any = self.network.config
@@ -118,6 +124,7 @@ class TernarySNNModule(L.LightningModule):
                 **asdict(optimizer),
                 **{**vars(self.objective), "loss": self.objective.loss_name},
                 "pretrained": pretrained,
+                "initial_rate": initial_rate,
                 "calibration_images": calibration_images,
                 "memory": memory,
                 "compile": compile,
@@ -129,6 +136,7 @@ class TernarySNNModule(L.LightningModule):
         self._is_compiled = False
         self._is_real_fit = False  # a tuner (learning rate, batch size) tries steps before on_fit_start
         self._counters: dict[Any, SynapticOperations] = {}  # of synaptic operations, by size and device of images
+        self._initial_rate = initial_rate  # None once it has been set
         self._planned_lr: float | None = None  # what the optimizer was made with
         self._epoch_resumed, self._epoch_seeded = 0, -1
         # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
@@ -261,6 +269,7 @@ class TernarySNNModule(L.LightningModule):
         return cost
 
     def setup(self, stage: str) -> None:
+        self._counters.clear()  # the network may be another one by now
         if self.hparams["channels_last"]:
             self.network.to(memory_format=torch.channels_last)  # what convolutions give follows their weights
         if not self.hparams["compile"] or self._is_compiled:
@@ -296,8 +305,11 @@ class TernarySNNModule(L.LightningModule):
         ann = self._anns.get("start")
         if ann is not None and self.trainer.ckpt_path is None:  # a run that is resumed has begun already
             start_from(self, ann, images=self.hparams["calibration_images"])
+        if self._initial_rate is not None and self.trainer.ckpt_path is None:
+            start_at_rate(self, self._initial_rate, images=self.hparams["calibration_images"])
         if self._is_real_fit:  # after the trial of a tuner, Lightning takes the weights back
             self._anns.pop("start", None)
+            self._initial_rate = None
 
     def teardown(self, stage: str) -> None:
         self._anns.pop("teacher", None)
@@ -323,8 +335,9 @@ class TernarySNNModule(L.LightningModule):
         names = getattr(data, "class_names", None)
         checkpoint[PREPROCESSING] = getattr(data, "preprocessing", None)
         checkpoint[LABEL_NAMES] = None if names is None else [str(name) for name in names]
-        # the weights are here: loading them must not fetch the ANN's again
+        # the weights are here: loading them must not fetch the ANN's again, nor set thresholds
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["pretrained"] = False
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["initial_rate"] = None
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["timesteps"] = self.network.timesteps  # may have been set since
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -362,6 +375,19 @@ def _check_together(objective: Objective, calibration_images: int, memory: str, 
         raise ValueError(
             f"tmpr_weight={objective.tmpr_weight!r} needs the membrane potentials of every layer, which compile=True "
             "and memory='lean' do not keep: use memory='packed' and compile=False"
+        )
+
+
+def _check_start(initial_rate: float | None, pretrained: bool | str) -> None:
+    """Refuse a firing rate that is none, or what would undo it."""
+    if initial_rate is None:
+        return
+    if not 0 < initial_rate < 1:
+        raise ValueError(f"initial_rate must be a firing rate in (0, 1), or None; got {initial_rate!r}")
+    if pretrained:
+        raise ValueError(
+            f"initial_rate={initial_rate!r} would replace the thresholds that pretrained={pretrained!r} fits to the "
+            "ANN: leave one of them out"
         )
 
 
