@@ -10,14 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Call", "Spiking", "call_of", "current", "in_backward", "running"]
+__all__ = ["Call", "Probe", "Spiking", "call_of", "current", "in_backward", "probing", "running"]
 
 
 class Spiking(Protocol):
@@ -27,6 +27,11 @@ class Spiking(Protocol):
     """Whether it ends the static prefix."""
 
 
+Probe: TypeAlias = Callable[[Any, Tensor], None]
+"""Gets each neuron and its spikes wherever it runs, also when a backward pass runs it again: there it must compute the
+same as before, for what the one keeps the other makes. Unlike a hook it may be compiled."""
+
+
 class Call:
     """One call of a network.
 
@@ -34,6 +39,7 @@ class Call:
         timesteps: Number of time steps T.
         is_static: Whether the neurons that end the static prefix get [B, ...], the same at every time step.
         on_spikes: Gets each neuron and its spikes, where somebody wants to see them.
+        probe: What :func:`probing` has said when the call began.
         recompute: Runs a block of layers so that it keeps its input alone and is computed again in the backward pass:
             ``recompute(block, forward, *args, **kwargs)``. None where layers keep what they need.
         neurons: Those that have run in it.
@@ -43,6 +49,7 @@ class Call:
         self.timesteps = timesteps
         self.is_static = is_static
         self.on_spikes: Callable[[Any, Tensor], None] | None = None
+        self.probe = _now.probe
         self.recompute: Callable[..., Any] | None = None
         self.neurons: set[Spiking] = set()
 
@@ -61,6 +68,7 @@ class Call:
 class _OfThread(threading.local):
     def __init__(self) -> None:
         self.call: Call | None = None
+        self.probe: Probe | None = None
 
 
 _now = _OfThread()
@@ -77,6 +85,17 @@ def running(call: Call | None) -> Iterator[None]:
         yield
     finally:
         _now.call = before
+
+
+@contextmanager
+def probing(probe: Probe) -> Iterator[None]:
+    """Have the calls that begin within, in this thread, show their spikes to ``probe``."""
+    before = _now.probe
+    _now.probe = probe
+    try:
+        yield
+    finally:
+        _now.probe = before
 
 
 def current() -> Call | None:
@@ -106,11 +125,11 @@ def call_of(neuron: Spiking) -> Call | None:
         return None
     with _lock:
         calls = [call for call in _differentiable if neuron in call.neurons]
-    what_they_say = {(call.timesteps, call.is_static and neuron.is_encoder) for call in calls}
+    what_they_say = {(c.timesteps, c.is_static and neuron.is_encoder, c.probe is not None) for c in calls}
     if len(what_they_say) > 1:
         raise RuntimeError(
             "activation checkpointing inside of the network runs a layer of neurons again and cannot tell for which of "
-            f"{len(calls)} calls (time steps, still images: {sorted(what_they_say)}): call backward() after each of "
-            "them; or, instead of it, checkpoint the network as a whole or set network.memory = 'lean'"
+            f"{len(calls)} calls (time steps, still images, spikes counted: {sorted(what_they_say)}): call backward() "
+            "after each of them; or, instead of it, checkpoint the network as a whole or set network.memory = 'lean'"
         )
     return calls[0] if calls else None

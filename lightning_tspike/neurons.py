@@ -230,6 +230,8 @@ class SpikingNeuron(nn.Module):
         call = call_of(self)
         if call is not None and call.on_spikes is not None:
             call.on_spikes(self, spikes)
+        if call is not None and call.probe is not None:
+            call.probe(self, spikes)
         return spikes
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:

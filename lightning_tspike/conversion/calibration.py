@@ -39,7 +39,7 @@ from ..network.modularize import functions_to_modules
 from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "copy_weights", "new_statistics", "on_inputs"]
 
 NEURON_SAMPLES = 2048  # values per channel that a neuron layer is fitted on
 WEIGHT_SAMPLES = 16384  # positions, of all images, that weights are fitted on
@@ -115,7 +115,7 @@ def _calibrate(network: SpikingNetwork, ann: nn.Module, images: Tensor) -> dict[
         x, errors[name] = _fit_neuron(neurons[name], x, layers[name], biases.get(name), axes[name], tied)
         return x
 
-    with _new_statistics(network), _on_inputs(weighted, fit_weights), _on_inputs(neurons, fit_neuron):
+    with new_statistics(network), on_inputs(weighted, fit_weights), on_inputs(neurons, fit_neuron):
         network(images)
     return errors
 
@@ -179,7 +179,7 @@ def _record(ann: nn.Module, images: Tensor, axes: dict[str, int]) -> dict[str, _
         layers[name] = _Layer(positions, means[name], y[:, :, positions])
 
     modules = {name: ann.get_submodule(name) for name in axes}
-    with _on_inputs(modules, before), ExitStack() as hooks:
+    with on_inputs(modules, before), ExitStack() as hooks:
         for name, module in modules.items():
             hooks.callback(module.register_forward_hook(lambda _m, _a, y, name=name: after(name, y)).remove)
         ann(images)
@@ -187,7 +187,7 @@ def _record(ann: nn.Module, images: Tensor, axes: dict[str, int]) -> dict[str, _
 
 
 @contextmanager
-def _on_inputs(modules: Mapping[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+def on_inputs(modules: Mapping[str, nn.Module], change: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
     """Have ``change(name, x)`` called on what modules get; they get its result instead."""
     with observed(), ExitStack() as hooks:
         for name, module in modules.items():
@@ -197,7 +197,7 @@ def _on_inputs(modules: Mapping[str, nn.Module], change: Callable[[str, Tensor],
 
 
 @contextmanager
-def _new_statistics(network: SpikingNetwork) -> Iterator[None]:
+def new_statistics(network: SpikingNetwork) -> Iterator[None]:
     """Eval mode, but batch norms take their statistics from the one batch that comes."""
     training = {module: module.training for module in network.modules()}
     norms = {module: module.momentum for module in network.modules() if isinstance(module, NORMS)}

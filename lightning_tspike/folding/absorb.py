@@ -15,18 +15,17 @@ So does one whose spikes can cancel in a neuron that forgets nothing: there roun
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from ..files.weights import unusable
 from ..graph.activations import activation_calls
-from ..graph.gauges import GaugeClasses, TrainingScales
+from ..graph.gauges import GaugeClasses, TrainingScales, classes_that_sum
 from ..graph.layer_rules import layer_rule_of
-from ..graph.operations import NORMS, WEIGHTED, sums_whole_windows
+from ..graph.operations import NORMS, WEIGHTED
 from ..graph.tracing import TraceError, copy_of
 from ..network.report import group_numbers
 from ..network.rewrites import Rewrites
@@ -78,7 +77,7 @@ def fold(
     except TraceError as error:
         raise FoldError(f"cannot fold: {error}") from error
     cancelled = TrainingScales(graph, folded.model).cancelled()
-    classes = _classes(graph, folded.model, integer_pools)
+    classes = (classes_that_sum if integer_pools else GaugeClasses)(graph, folded.model)
     groups = group_numbers(classes)
     amplitudes = {neuron: _numbers(neuron.amplitude) for neuron, _ in classes.neurons()}
     _absorb(classes)
@@ -110,23 +109,6 @@ def fold(
         neurons, layers, deviation, rewrites.sum_pools, dict(rewrites.merged_norms), functions=functions, tied=tied
     )
     return folded.to(weight.device, weight.dtype), report
-
-
-def _classes(graph: fx.Graph, model: nn.Module, integer_pools: bool) -> GaugeClasses:
-    classes = GaugeClasses(graph, model)
-    if not integer_pools:
-        return classes
-    calls = Counter(node.target for node in graph.nodes)
-    modules = dict(model.named_modules())
-    pools = {
-        node.target
-        for node in graph.nodes
-        if node.op == "call_module" and calls[node.target] == 1
-        if sums_whole_windows(modules[node.target]) and classes.reads_spikes(node)
-    }
-    while impossible := (classes := GaugeClasses(graph, model, pools)).impossible_pools():
-        pools -= impossible
-    return classes
 
 
 def _absorb(classes: GaugeClasses) -> None:

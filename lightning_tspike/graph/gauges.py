@@ -9,6 +9,7 @@ and ids that must be equal are united. Id 0 is the gauge 1. Nothing is changed; 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from .operations import NORMS
 from .rules import Move, rule_of
 from .ties import is_power_of_two, tied_ids
 
-__all__ = ["GaugeClasses", "Layer", "TrainingScales"]
+__all__ = ["GaugeClasses", "Layer", "TrainingScales", "classes_that_sum"]
 
 
 @dataclass
@@ -333,6 +334,22 @@ class TrainingScales(_Ids):
             neuron: SpikingNeuron = layer.module
             key = id(neuron if neuron.raw_amplitude is None else neuron.raw_amplitude)
             yield neuron, key, self.labels[layer.outputs].tolist()
+
+
+def classes_that_sum(graph: fx.Graph, model: nn.Module) -> GaugeClasses:
+    """The classes where every average pool of spikes sums that can; arguments as for :class:`GaugeClasses`."""
+    classes = GaugeClasses(graph, model)
+    calls = Counter(node.target for node in graph.nodes)
+    modules = dict(model.named_modules())
+    pools = {
+        node.target
+        for node in graph.nodes
+        if node.op == "call_module" and calls[node.target] == 1
+        if ops.sums_whole_windows(modules[node.target]) and classes.reads_spikes(node)
+    }
+    while impossible := (classes := GaugeClasses(graph, model, pools)).impossible_pools():
+        pools -= impossible
+    return classes
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -2,5 +2,13 @@
 
 from .losses import distillation_loss, membrane_regularization, tet_loss
 from .module import TernarySNNModule
+from .synaptic_cost import SynapticOperations, synaptic_cost
 
-__all__ = ["TernarySNNModule", "distillation_loss", "membrane_regularization", "tet_loss"]
+__all__ = [
+    "SynapticOperations",
+    "TernarySNNModule",
+    "distillation_loss",
+    "membrane_regularization",
+    "synaptic_cost",
+    "tet_loss",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from .._options import options_of, save_options, takes
 from .._seeding import epoch_seed, epoch_to_come, run_seed
 from ..conversion.ann import load_ann
 from ..conversion.calibration import copy_weights
-from ..conversion.start import start_from
+from ..conversion.start import start_at_rate, start_from
 from ..kernels import can_compile
 from ..memory import MemoryMode
 from ..memory.compiling import compile_for_training
@@ -39,6 +40,7 @@ from .losses import membrane_regularization
 from .objective import Objective
 from .optimization import OptimizerOptions, create_optimizer
 from .schedules import create_schedule
+from .synaptic_cost import SynapticOperations
 
 __all__ = ["TernarySNNModule"]
 
@@ -50,7 +52,9 @@ class TernarySNNModule(L.LightningModule):
     Batches are pairs of images [B, C, H, W] or frames [B, T, C, H, W] and labels [B]. Labels may also be one-hot rows
     or, as mixup makes them, probabilities [B, K] (their accuracy is that of the likeliest class). Batches may also be
     dicts, such as ``{"image": ..., "label": ...}``, or triples whose third part is left alone. Logged: ``train/loss``,
-    ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie in [0, 1].
+    ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5`` and the same for ``test``; accuracies lie in [0, 1]. Where
+    synaptic operations have a cost, also ``train/synops``, their share of the multiply-accumulates, and
+    ``train/synops_cost``, what they add to the loss.
 
     Args:
         backbone: A timm model, e.g. ``"resnet34"``, ``"vgg16_bn"``, ``"tspike_resnet_small"``; or a network of your
@@ -65,7 +69,11 @@ class TernarySNNModule(L.LightningModule):
             name, ``"resnet50.a1_in1k"``), or the path of a file with a state_dict. When the fit begins, the neurons
             are fitted to it on training images (:func:`lightning_tspike.conversion.calibrate`); until then the
             network has the ANN's weights alone. A checkpoint never asks for the ANN again.
-        calibration_images: How many training images that takes.
+        initial_rate: Firing rate in (0, 1) at which every layer of neurons starts: when the fit begins, thresholds are
+            set layer by layer on training images (:func:`lightning_tspike.conversion.set_firing_rate`). None: they
+            start at ``threshold``, where about 0.6 of the neurons behind a norm fire. A checkpoint has the thresholds,
+            and never sets them again.
+        calibration_images: How many training images ``pretrained`` and ``initial_rate`` look at.
         memory: What a training step keeps for its backward pass: ``"full"``, ``"packed"`` (spikes at 2 bits each) or
             ``"lean"`` (blocks by their inputs alone, computed again); see :mod:`lightning_tspike.memory`. Gradients are
             the same.
@@ -95,6 +103,7 @@ class TernarySNNModule(L.LightningModule):
         in_chans: int = 3,
         *,
         pretrained: bool | str = False,
+        initial_rate: float | None = None,
         calibration_images: int = 512,
         memory: MemoryMode = "full",
         compile: bool = False,
@@ -105,6 +114,7 @@ class TernarySNNModule(L.LightningModule):
         self.objective = Objective(**options_of(Objective, options))
         optimizer = OptimizerOptions(**options_of(OptimizerOptions, options))
         _check_together(self.objective, calibration_images, memory, compile)
+        _check_start(initial_rate, pretrained)
         shape = {"num_classes": num_classes, "timesteps": timesteps, "in_chans": in_chans, **options}
         self.network = _build(backbone, shape, pretrained)
         config: Any = self.network.config
@@ -115,6 +125,7 @@ class TernarySNNModule(L.LightningModule):
                 **asdict(optimizer),
                 **{**vars(self.objective), "loss": self.objective.loss_name},
                 "pretrained": pretrained,
+                "initial_rate": initial_rate,
                 "calibration_images": calibration_images,
                 "memory": memory,
                 "compile": compile,
@@ -125,6 +136,8 @@ class TernarySNNModule(L.LightningModule):
         self.network.memory = memory
         self._is_compiled = False
         self._is_real_fit = False  # a tuner (learning rate, batch size) tries steps before on_fit_start
+        self._counters: dict[Any, SynapticOperations] = {}  # of synaptic operations, by size and device of images
+        self._initial_rate = initial_rate  # None once it has been set
         self._planned_lr: float | None = None  # what the optimizer was made with
         self._epoch_resumed, self._epoch_seeded = 0, -1
         # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
@@ -182,7 +195,7 @@ class TernarySNNModule(L.LightningModule):
         return self.network(x)
 
     def training_step(self, batch: object, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+        return self._step(batch, "train", batch_idx)
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
         self._step(batch, "val")
@@ -198,12 +211,12 @@ class TernarySNNModule(L.LightningModule):
     def _network_dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def _step(self, batch: object, stage: Literal["train", "val", "test"]) -> Tensor:
+    def _step(self, batch: object, stage: Literal["train", "val", "test"], batch_idx: int = 0) -> Tensor:
         x = images_of(batch, self._network_dtype)
         y = targets_of(batch, self.hparams["num_classes"])
         is_train = stage == "train"
         if is_train:
-            loss, logits = self._training_loss(x, y)
+            loss, logits = self._training_loss(x, y, batch_idx)
         else:
             logits = self(x)
             loss = F.cross_entropy(logits, y)
@@ -215,11 +228,13 @@ class TernarySNNModule(L.LightningModule):
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
         return loss
 
-    def _training_loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _training_loss(self, x: Tensor, y: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The loss, shape [], and the logits [B, K] averaged over time."""
         weight = self.objective.tmpr_weight
         listening: Any = membrane_regularization(self.network) if weight else nullcontext([])
-        with listening as terms:
+        operations = self._operations(x) if self.objective.synops_weight else None
+        counting: Any = operations.counting() if operations else nullcontext()
+        with listening as terms, counting as readings:
             per_step = self.network(x, per_step=True)  # [T, B, K]
         taught: Tensor | None = None
         if teacher := self._anns.get("teacher"):
@@ -230,9 +245,32 @@ class TernarySNNModule(L.LightningModule):
         loss = self.objective.of(per_step, y, taught=taught)
         if terms:
             loss = loss + weight * torch.stack(terms).mean()
+        if operations:
+            loss = loss + self._synops_cost(operations.shares(readings), operations.most, batch_idx, len(y))
         return loss, per_step.mean(0)
 
+    def _operations(self, x: Tensor) -> SynapticOperations:
+        """What counts synaptic operations on images or frames of this size."""
+        size = x.shape[-len(self.network.input_size) :], x.device
+        if size not in self._counters:
+            with torch.random.fork_rng(devices=[]):  # what a model draws while it is traced, training must not miss
+                self._counters[size] = SynapticOperations(self.network, x)
+        return self._counters[size]
+
+    def _synops_cost(self, shares: Tensor, most: Tensor, batch_idx: int, batch_size: int) -> Tensor:
+        seen, epochs = shares.detach(), float(self.current_epoch)
+        if self._trainer is not None:
+            if self.objective.synops_target is not None:  # which is one for all processes
+                seen = self.trainer.strategy.reduce(seen.clone(), reduce_op="mean")
+            batches = float(self.trainer.num_training_batches)
+            epochs += batch_idx / batches if math.isfinite(batches) else 0.0
+        cost = self.objective.of_synops(shares, most, epochs, seen=seen)
+        for name, value in (("synops", seen.sum()), ("synops_cost", cost.detach())):
+            self.log(f"train/{name}", value, on_step=True, on_epoch=False, batch_size=batch_size)
+        return cost
+
     def setup(self, stage: str) -> None:
+        self._counters.clear()  # the network may be another one by now
         if self.hparams["channels_last"]:
             self.network.to(memory_format=torch.channels_last)  # what convolutions give follows their weights
         if not self.hparams["compile"] or self._is_compiled:
@@ -268,8 +306,11 @@ class TernarySNNModule(L.LightningModule):
         ann = self._anns.get("start")
         if ann is not None and self.trainer.ckpt_path is None:  # a run that is resumed has begun already
             start_from(self, ann, images=self.hparams["calibration_images"])
+        if self._initial_rate is not None and self.trainer.ckpt_path is None:
+            start_at_rate(self, self._initial_rate, images=self.hparams["calibration_images"])
         if self._is_real_fit:  # after the trial of a tuner, Lightning takes the weights back
             self._anns.pop("start", None)
+            self._initial_rate = None
 
     def teardown(self, stage: str) -> None:
         self._anns.pop("teacher", None)
@@ -302,8 +343,9 @@ class TernarySNNModule(L.LightningModule):
         names = getattr(data, "class_names", None)
         checkpoint[PREPROCESSING] = getattr(data, "preprocessing", None)
         checkpoint[LABEL_NAMES] = None if names is None else [str(name) for name in names]
-        # the weights are here: loading them must not fetch the ANN's again
+        # the weights are here: loading them must not fetch the ANN's again, nor set thresholds
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["pretrained"] = False
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["initial_rate"] = None
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY]["timesteps"] = self.network.timesteps  # may have been set since
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -337,6 +379,19 @@ def _check_together(objective: Objective, calibration_images: int, memory: str, 
         raise ValueError(
             f"tmpr_weight={objective.tmpr_weight!r} needs the membrane potentials of every layer, which compile=True "
             "and memory='lean' do not keep: use memory='packed' and compile=False"
+        )
+
+
+def _check_start(initial_rate: float | None, pretrained: bool | str) -> None:
+    """Refuse a firing rate that is none, or what would undo it."""
+    if initial_rate is None:
+        return
+    if not 0 < initial_rate < 1:
+        raise ValueError(f"initial_rate must be a firing rate in (0, 1), or None; got {initial_rate!r}")
+    if pretrained:
+        raise ValueError(
+            f"initial_rate={initial_rate!r} would replace the thresholds that pretrained={pretrained!r} fits to the "
+            "ANN: leave one of them out"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .losses import distillation_loss, tet_loss
+from .synaptic_cost import CostPer, synaptic_cost
 
 __all__ = ["Loss", "Objective"]
 
@@ -28,6 +30,11 @@ class Objective:
         label_smoothing: Share of the target probability that is spread over all classes, in [0, 1]; in training alone.
         tet_weight: Weight of the regularising term of ``"tet"``, in [0, 1].
         tmpr_weight: Weight of :func:`lightning_tspike.training.membrane_regularization`, added in training; 0 for none.
+        synops_weight: Weight of the synaptic operations, as a share of the network's multiply-accumulates
+            (:mod:`lightning_tspike.training.synaptic_cost`), added in training: what makes spikes rare; 0 for none.
+        synops_target: Share of the multiply-accumulates in (0, 1) below which they cost nothing; None: they always do.
+        synops_per: Whether that target is for the ``"network"`` as a whole or for each ``"layer"`` of neurons.
+        synops_warmup_epochs: Epochs over which ``synops_weight`` rises linearly from 0.
         teacher: A trained ANN to learn from (:func:`lightning_tspike.training.distillation_loss`): a timm model, e.g.
             ``"resnet50.a1_in1k"``, that knows the same classes and takes the same images. It is loaded when the fit
             begins and is part of no checkpoint.
@@ -45,6 +52,10 @@ class Objective:
     label_smoothing: float = 0.0
     tet_weight: float = 1e-3
     tmpr_weight: float = 0.0
+    synops_weight: float = 0.0
+    synops_target: float | None = None
+    synops_per: CostPer = "network"
+    synops_warmup_epochs: int = 0
     teacher: str | None = None
     teacher_weights: str | None = None
     teacher_weight: float = 0.5
@@ -66,6 +77,22 @@ class Objective:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
         if self.tmpr_weight < 0:
             raise ValueError(f"tmpr_weight must not be negative, got {self.tmpr_weight!r}")
+        if not 0 <= self.synops_weight < math.inf:
+            raise ValueError(f"synops_weight must be a number of at least 0, got {self.synops_weight!r}")
+        if self.synops_target is not None and not 0 < self.synops_target < 1:
+            raise ValueError(
+                f"synops_target must be a share of the multiply-accumulates in (0, 1), or None; got "
+                f"{self.synops_target!r}"
+            )
+        if self.synops_target is not None and not self.synops_weight:
+            raise ValueError(
+                f"synops_target={self.synops_target!r} is what synops_weight is to reach, which is 0: set "
+                "synops_weight=1, say, or leave synops_target out"
+            )
+        if self.synops_per not in ("network", "layer"):
+            raise ValueError(f"synops_per must be 'network' or 'layer', got {self.synops_per!r}")
+        if self.synops_warmup_epochs < 0:
+            raise ValueError(f"synops_warmup_epochs must be at least 0, got {self.synops_warmup_epochs!r}")
         if self.teacher_temperature <= 0:
             raise ValueError(f"teacher_temperature must be positive, got {self.teacher_temperature!r}")
 
@@ -76,7 +103,7 @@ class Objective:
         return loss if isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__qualname__)
 
     def of(self, per_step: Tensor, targets: Tensor, *, taught: Tensor | None = None) -> Tensor:
-        """The loss, shape [], without the term of the membrane potentials.
+        """The loss, shape [], without the terms of membrane potentials and synaptic operations.
 
         Args:
             per_step: Logits [T, B, K].
@@ -101,3 +128,15 @@ class Objective:
         theirs = taught.repeat(len(ours), 1)  # the mean over time steps is that over more rows
         distillation = distillation_loss(ours.flatten(0, 1), theirs, temperature=self.teacher_temperature)
         return (1 - self.teacher_weight) * loss + self.teacher_weight * distillation
+
+    def of_synops(self, shares: Tensor, most: Tensor, epochs: float, *, seen: Tensor | None = None) -> Tensor:
+        """What synaptic operations add to the loss, shape [].
+
+        Args:
+            shares: Those of each neuron layer as a share of all MACs, shape [L].
+            most: The same if every neuron fires, shape [L].
+            epochs: How many have been trained, with the part of the one that runs.
+            seen: As for :func:`lightning_tspike.training.synaptic_cost.synaptic_cost`.
+        """
+        rise = min(1.0, epochs / self.synops_warmup_epochs) if self.synops_warmup_epochs else 1.0
+        return rise * self.synops_weight * synaptic_cost(shares, most, self.synops_target, self.synops_per, seen=seen)
