@@ -149,7 +149,8 @@ class SynapticOperations:
                 "are no synaptic operations to count"
             )
         self.neurons, self.readers = routes.neurons, routes.layers
-        layers = {name: network.model.get_submodule(name) for name in self.neurons}
+        neurons = network.neurons()
+        layers = {name: neurons[name] for name in self.neurons}
         self._pools = {layers[name]: pools for name, pools in routes.pools.items()}
         self._places = [(layers[route.neuron], route.call, route.pools) for route in routes.routes]
         dtype = torch.promote_types(next(network.parameters()).dtype, torch.float32)
@@ -203,7 +204,7 @@ class OperationsBySize:
         """That for these images or frames; raises as :class:`SynapticOperations`."""
         size = images.shape[-len(network.input_size) :], images.device
         if size not in self._known:
-            # training must not miss the random numbers that a model draws while it is traced, nor callbacks see that run
+            # training must not miss what a model draws while it is traced, nor callbacks see that run
             with torch.random.fork_rng(devices=[]), unseen():
                 self._known[size] = SynapticOperations(network, images)
         return self._known[size]
