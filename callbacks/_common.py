@@ -89,6 +89,11 @@ def network_of(module: LightningModule, callback: object) -> SpikingNetwork:
     return network
 
 
+def target_of(module: LightningModule) -> float | None:
+    """The share of synaptic operations that the loss of a module aims at, where it has such a target."""
+    return getattr(getattr(module, "objective", None), "synops_target", None)
+
+
 def is_log_step(trainer: Trainer, every_n_steps: int | None) -> bool:
     """Whether the batch that comes next, or just ended with an optimizer step, is one to log."""
     settings: Any = trainer

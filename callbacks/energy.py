@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import zip_longest
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -10,12 +13,12 @@ from typing_extensions import override
 
 from .._batches import images_of
 from ..analysis.accounting import Accounting, AccountingName, accounting_of
-from ..analysis.energy import EnergyReport, energy_rows, measure_energy
+from ..analysis.energy import EnergyReport, LayerEnergy, energy_rows, measure_energy
 from ..analysis.figures import plot_energy
 from ..analysis.run_logs import RunLogs
 from ..analysis.sections import BARS, ReportSection, SectionContent, evenly_chosen
 from ..folding import FoldError, fold
-from ._common import network_of, require_logger
+from ._common import network_of, require_logger, target_of
 from .run_files import run_folder, write_json
 
 __all__ = ["ENERGY", "EnergyMonitor"]
@@ -28,9 +31,10 @@ class EnergyMonitor(Callback):
 
     A copy of the network is folded (``integer_pools=True``) and run on the first validation images, or training images
     where there is no validation; :mod:`lightning_tspike.analysis.energy` has the accounting. Every logger gets, per
-    image, ``energy/synops``, ``energy/macs``, ``energy/signs``, ``energy/microjoules``, ``energy/ann_microjoules`` and
-    ``energy/ratio``; the numbers of every layer and the accounting go to ``energy.json`` in the run's folder. Only the
-    first process measures.
+    image, ``energy/synops``, ``energy/macs``, ``energy/signs``, ``energy/microjoules``, ``energy/ann_microjoules``,
+    ``energy/ratio`` and ``energy/synops_share``, the synaptic operations as a share of the MACs of the layers that read
+    spikes, over all time steps; the numbers of every layer and the accounting go to ``energy.json`` in the run's
+    folder. Only the first process measures.
 
     Args:
         every_n_epochs: Also measure after every n epochs; by default when training ends, which costs no time before.
@@ -127,9 +131,25 @@ class EnergyMonitor(Callback):
             "energy/ann_microjoules": report.ann_picojoules / 1e6,
             "energy/ratio": report.total_picojoules / report.ann_picojoules,
         }
+        is_sequence = self._images.ndim == len(folded.input_size) + 2  # then the ANN runs as often
+        passes = 1 if is_sequence else folded.timesteps
+        if (share := _synops_share(report.layers, passes)) is not None:
+            scalars["energy/synops_share"] = share
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
-        write_json(run_folder(trainer) / _FILE, report.to_dict())
+        facts = {"passes": passes, "synops_target": target_of(pl_module)}
+        write_json(run_folder(trainer) / _FILE, report.to_dict() | facts)
+
+
+def _synops_share(layers: Iterable[LayerEnergy], passes: int) -> float | None:
+    """Synaptic operations as a share of the MACs of the layers that read spikes; None where none of them does.
+
+    Args:
+        layers: What was measured.
+        passes: How often as the ANN the network runs them.
+    """
+    read = [layer for layer in layers if layer.synops]
+    return sum(layer.synops for layer in read) / sum(passes * layer.ann_macs for layer in read) if read else None
 
 
 def _draw(logs: RunLogs) -> SectionContent | None:
@@ -141,14 +161,28 @@ def _draw(logs: RunLogs) -> SectionContent | None:
         layer.name: (report.picojoules(layer) / 1e6, report.mac_picojoules * layer.ann_macs / 1e6)
         for layer in report.layers
     }
+    passes = content.get("passes")  # not in older files
+    of_layers = [_synops_share([layer], passes) for layer in report.layers] if passes else []
+    shares = ["" if share is None else f"{share:.1%}" for share in of_layers]
     return SectionContent(
         f"An estimate for the folded network, per image: {report.macs:,.0f} multiply-accumulates and "
         f"{report.synops:,.0f} accumulates, {report.total_picojoules / 1e6:.4g} uJ in all; as an ANN "
-        f"{report.ann_picojoules / 1e6:.4g} uJ. Energies are those of the accounting {report.accounting}.",
+        f"{report.ann_picojoules / 1e6:.4g} uJ. Energies are those of the accounting {report.accounting}."
+        f"{_say_share(_synops_share(report.layers, passes), content.get('synops_target')) if passes else ''}",
         [("Energy of every weighted layer", plot_energy(evenly_chosen(layers, BARS)))],
-        ("weighted layer", "MACs", "SynOps", "uJ", "MACs as ANN", "uJ as ANN"),
-        energy_rows(report),
+        ("weighted layer", "MACs", "SynOps", "uJ", "MACs as ANN", "uJ as ANN", *(["SynOps / MACs"] if shares else [])),
+        [
+            (*row, *([share] if shares else []))  # neurons, where they have a row at the end, have no share
+            for row, share in zip_longest(energy_rows(report), shares, fillvalue="")
+        ],
     )
+
+
+def _say_share(share: float | None, target: float | None) -> str:
+    if share is None:
+        return ""
+    aim = "" if target is None else f"; the target in training is {target:.1%}"
+    return f" Synaptic operations are {share:.1%} of the multiply-accumulates of the layers that read spikes{aim}."
 
 
 ENERGY = ReportSection("Energy", _draw)

@@ -45,7 +45,9 @@ class WhitenedConvolution(Callback):
         if trainer.ckpt_path is not None:  # a run that is resumed has its filters
             return
         convolution = self._convolution(pl_module)
-        filters = whitening_filters(training_images(trainer, self.images), convolution.kernel_size)
+        filters = whitening_filters(
+            training_images(trainer, self.images, "WhitenedConvolution"), convolution.kernel_size
+        )
         if len(filters) < len(convolution.weight):
             raise MisconfigurationException(
                 f"{len(convolution.weight)} whitening filters are asked for, and patches of "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from ._calls import in_backward
 
-__all__ = ["Observer", "is_observed", "observed", "observing"]
+__all__ = ["Observer", "is_observed", "observed", "observing", "unseen"]
 
 # Of the whole process and changed under a lock: a network may run in another thread than the one that observes it. A
 # number and not a search of the network's hooks: torch.compile guards on it, so even a network that is compiled as a
 # whole, and looks at no hook that is added later, is traced again while somebody observes.
 _observers = 0
 _lock = Lock()
+_unseen: ContextVar[bool] = ContextVar("unseen", default=False)
 
 Observer = Callable[[str, Any, Tensor, Tensor], None]
 """Gets a layer's name, the layer, its input and its output."""
@@ -32,13 +34,23 @@ def observing(modules: Mapping[str, nn.Module], observer: Observer) -> Iterator[
     """
 
     def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
-        if not in_backward():
+        if not in_backward() and not _unseen.get():
             observer(name, module, args[0], output)
 
     with observed(), ExitStack() as hooks:
         for name, module in modules.items():
             hooks.callback(module.register_forward_hook(partial(hook, name)).remove)
         yield
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Run layers within that no observer is shown, such as those that are traced on an example while a batch runs."""
+    token = _unseen.set(True)
+    try:
+        yield
+    finally:
+        _unseen.reset(token)
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def energy_rows(report: EnergyReport) -> list[tuple[str, ...]]:
     The last row is that of the neurons, where their sign operations cost something.
     """
     accounting = report.accounting
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for layer in report.layers:
         ours, theirs = report.picojoules(layer) / 1e6, accounting.mac_picojoules * layer.ann_macs / 1e6
         operations = f"{layer.macs:,.0f}", f"{layer.synops:,.0f}", f"{ours:.4g}"

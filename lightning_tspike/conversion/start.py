@@ -16,7 +16,7 @@ from ..network.spiking_network import SpikingNetwork
 from .calibration import calibrate
 from .initial_rate import set_firing_rate
 
-__all__ = ["start_at_rate", "start_from"]
+__all__ = ["start_at_rate", "start_from", "training_images"]
 
 
 def start_from(module: L.LightningModule, ann: nn.Module, *, images: int) -> None:
@@ -88,19 +88,32 @@ def _on_training_images(
     network: SpikingNetwork = module.network  # type: ignore[assignment]
     dtype = next(network.parameters()).dtype
     work = torch.promote_types(dtype, torch.float32)
-    x = _training_images(trainer, count, option).to(module.device, work)
+    x = training_images(trainer, count, f"{option}=").to(module.device, work)
     found = change(network.to(work), x)
     network.to(dtype)
     network.load_state_dict(trainer.strategy.broadcast(network.state_dict()))
     return found, len(x)
 
 
-def _training_images(trainer: L.Trainer, count: int, option: str) -> Tensor:
+def training_images(trainer: L.Trainer, count: int, asker: str) -> Tensor:
+    """The first training images of a fit that starts.
+
+    Args:
+        trainer: It is about to train.
+        count: How many images; fewer where there are no more.
+        asker: Who asks for them, for messages.
+
+    Returns:
+        [count, C, H, W], or frames [count, T, C, H, W].
+
+    Raises:
+        MisconfigurationException: There is none.
+    """
     parts: list[Tensor] = []
     for batch in trainer.train_dataloader or ():
         parts.append(images_of(batch))
         if sum(map(len, parts)) >= count:
             break
     if not parts:
-        raise MisconfigurationException(f"{option}= looks at training images, and the training loader has none")
+        raise MisconfigurationException(f"{asker} looks at training images, and the training loader has none")
     return torch.cat(parts)[:count]

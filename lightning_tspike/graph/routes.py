@@ -141,7 +141,7 @@ class _Walk:
             self.counts[node] = self._start(node, name, call, ())
         elif (layer := _weighted(node, self.modules)) is not None:
             x = self.counts.get(ops.input_of(node))
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and isinstance(value, Tensor):
                 macs, name = ops.dense_macs(layer, value), self.names[layer]
                 self.synops[name] = self.synops.get(name, torch.zeros((), dtype=torch.float64)) + macs * x.mean()
                 self.macs += macs
@@ -225,7 +225,8 @@ class _Walk:
         kwargs.pop("input", None)
         if node.op == "call_method":
             return partial(_call_method, str(node.target), args, kwargs)
-        return partial(_call_function, node.target, args, kwargs)
+        function: Any = node.target
+        return partial(_call_function, function, args, kwargs)
 
 
 def _weighted(node: fx.Node, modules: Mapping[str, nn.Module]) -> Any:

@@ -40,7 +40,7 @@ from .losses import membrane_regularization
 from .objective import Objective
 from .optimization import OptimizerOptions, create_optimizer
 from .schedules import create_schedule
-from .synaptic_cost import SynapticOperations
+from .synaptic_cost import OperationsBySize
 
 __all__ = ["TernarySNNModule"]
 
@@ -136,7 +136,7 @@ class TernarySNNModule(L.LightningModule):
         self.network.memory = memory
         self._is_compiled = False
         self._is_real_fit = False  # a tuner (learning rate, batch size) tries steps before on_fit_start
-        self._counters: dict[Any, SynapticOperations] = {}  # of synaptic operations, by size and device of images
+        self._operations = OperationsBySize()
         self._initial_rate = initial_rate  # None once it has been set
         self._planned_lr: float | None = None  # what the optimizer was made with
         self._epoch_resumed, self._epoch_seeded = 0, -1
@@ -232,7 +232,7 @@ class TernarySNNModule(L.LightningModule):
         """The loss, shape [], and the logits [B, K] averaged over time."""
         weight = self.objective.tmpr_weight
         listening: Any = membrane_regularization(self.network) if weight else nullcontext([])
-        operations = self._operations(x) if self.objective.synops_weight else None
+        operations = self._operations.of(self.network, x) if self.objective.synops_weight else None
         counting: Any = operations.counting() if operations else nullcontext()
         with listening as terms, counting as readings:
             per_step = self.network(x, per_step=True)  # [T, B, K]
@@ -249,14 +249,6 @@ class TernarySNNModule(L.LightningModule):
             loss = loss + self._synops_cost(operations.shares(readings), operations.most, batch_idx, len(y))
         return loss, per_step.mean(0)
 
-    def _operations(self, x: Tensor) -> SynapticOperations:
-        """What counts synaptic operations on images or frames of this size."""
-        size = x.shape[-len(self.network.input_size) :], x.device
-        if size not in self._counters:
-            with torch.random.fork_rng(devices=[]):  # what a model draws while it is traced, training must not miss
-                self._counters[size] = SynapticOperations(self.network, x)
-        return self._counters[size]
-
     def _synops_cost(self, shares: Tensor, most: Tensor, batch_idx: int, batch_size: int) -> Tensor:
         seen, epochs = shares.detach(), float(self.current_epoch)
         if self._trainer is not None:
@@ -270,7 +262,7 @@ class TernarySNNModule(L.LightningModule):
         return cost
 
     def setup(self, stage: str) -> None:
-        self._counters.clear()  # the network may be another one by now
+        self._operations = OperationsBySize()  # the network may be another one by now
         if self.hparams["channels_last"]:
             self.network.to(memory_format=torch.channels_last)  # what convolutions give follows their weights
         if not self.hparams["compile"] or self._is_compiled:

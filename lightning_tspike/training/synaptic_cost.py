@@ -22,18 +22,27 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._calls import in_backward, probing
+from .._observe import unseen
 from ..graph.routes import Pools, spike_routes
 from ..graph.tracing import TraceError
 from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
 
-__all__ = ["CostPer", "SpikeReadings", "SynapticOperations", "firing_rate", "synaptic_cost", "synaptic_operations"]
+__all__ = [
+    "CostPer",
+    "OperationsBySize",
+    "SpikeReadings",
+    "SynapticOperations",
+    "firing_rate",
+    "synaptic_cost",
+    "synaptic_operations",
+]
 
 CostPer: TypeAlias = Literal["network", "layer"]
 """Whether the target holds for all synaptic operations together, or for those of each neuron layer."""
@@ -140,7 +149,8 @@ class SynapticOperations:
                 "are no synaptic operations to count"
             )
         self.neurons, self.readers = routes.neurons, routes.layers
-        layers = {name: network.model.get_submodule(name) for name in self.neurons}
+        neurons = network.neurons()
+        layers = {name: neurons[name] for name in self.neurons}
         self._pools = {layers[name]: pools for name, pools in routes.pools.items()}
         self._places = [(layers[route.neuron], route.call, route.pools) for route in routes.routes]
         dtype = torch.promote_types(next(network.parameters()).dtype, torch.float32)
@@ -152,9 +162,13 @@ class SynapticOperations:
     @contextmanager
     def counting(self) -> Iterator[SpikeReadings]:
         """Count in the call of the network that is made within, in this thread; compiled or not."""
-        readings = SpikeReadings(self._pools)
+        readings = self.readings()
         with probing(readings):
             yield readings
+
+    def readings(self) -> SpikeReadings:
+        """New ones, to be shown the neurons and spikes of one call of the network."""
+        return SpikeReadings(self._pools)
 
     def shares(self, readings: SpikeReadings) -> Tensor:
         """Operations of each neuron layer as a share of the MACs of all layers that read spikes.
@@ -178,6 +192,22 @@ class SynapticOperations:
     def _by_layer(self, operations: Tensor) -> Tensor:
         """Sum over the calls of each layer, [calls] -> [L]."""
         return operations.new_zeros(len(self.neurons)).index_add(0, self._layer_of, operations)
+
+
+class OperationsBySize:
+    """What counts synaptic operations, made when images of another size come along."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, SynapticOperations] = {}
+
+    def of(self, network: SpikingNetwork, images: Tensor) -> SynapticOperations:
+        """That for these images or frames; raises as :class:`SynapticOperations`."""
+        size = images.shape[-len(network.input_size) :], images.device
+        if size not in self._known:
+            # training must not miss what a model draws while it is traced, nor callbacks see that run
+            with torch.random.fork_rng(devices=[]), unseen():
+                self._known[size] = SynapticOperations(network, images)
+        return self._known[size]
 
 
 class SpikeReadings:

@@ -66,7 +66,7 @@ def test_every_section_is_there(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert f"<td>{membrane['last']['layers']['act1']['fires']:.4f}</td>" in page
     assert "cancelled by a norm" in page
     pictures = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     assert all(b"<svg" in base64.b64decode(picture) for picture in pictures)
 
 
@@ -92,7 +92,7 @@ def test_a_browser_draws_every_chart(run: Path, tmp_path: Path) -> None:
         capture_output=True, text=True, check=True, timeout=120,
     ).stdout  # fmt: skip
     places = json.loads(re.search(r'<pre id="places">(.*?)</pre>', dom)[1])
-    assert len(places) == 6
+    assert len(places) == 7
     height = int(max(bottom for *_, bottom in places)) + 50
     shot = tmp_path / "shot.png"
     subprocess.run(

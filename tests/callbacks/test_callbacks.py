@@ -489,8 +489,8 @@ def test_a_resumed_run_remembers_its_first_steps(tmp_path: Path) -> None:
     figures = {}
     for folder in ("a", "b"):
         logs = read_logs(next((tmp_path / folder).rglob("metrics.csv")).parent)
-        for section in (AMPLITUDES, FIRING_RATES):
-            lines = section.draw(logs).pictures[-1][1].axes[0].lines
+        for section, number in ((AMPLITUDES, -1), (FIRING_RATES, 1)):
+            lines = section.draw(logs).pictures[number][1].axes[0].lines
             figures[folder, section.title] = {line.get_label(): line.get_xydata() for line in lines}
     for title in ("Amplitudes", "Firing rates"):
         assert figures["b", title].keys() == figures["a", title].keys()
@@ -514,3 +514,25 @@ def test_a_long_run_keeps_a_few_amplitudes(tmp_path: Path, monkeypatch: pytest.M
     assert 4 <= len(steps) <= 8
     assert (steps[0], steps[-1]) == (0, 40)
     assert steps == sorted(steps)
+
+
+def test_synaptic_operations_are_logged_beside_their_target(tmp_path: Path) -> None:
+    module = TernarySNNModule(**TINY, synops_weight=0.5, synops_target=0.3)
+    watching = [FiringRateMonitor(), EnergyMonitor()]
+    fit(tmp_path, watching, module=module, logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    folder = next(tmp_path.rglob("metrics.csv")).parent
+    scalars = read_logs(folder).scalars
+    layers = [values for tag, (_, values) in scalars.items() if tag.startswith("synops/")]
+    assert len(layers) > 1
+    total = scalars["synops_in_all"][1]
+    assert total == pytest.approx(np.sum(layers, axis=0))
+    assert all(0 < share < 1 for share in total)
+    assert set(scalars["synops_target"][1]) == {0.3}
+    assert scalars["train/synops"][1][-1] == pytest.approx(total[-1])  # what the loss has seen of the same batch
+    energy = json.loads((folder / "energy.json").read_text())
+    read = [layer for layer in energy["layers"] if layer["synops"]]
+    share = sum(layer["synops"] for layer in read) / sum(2 * layer["ann_macs"] for layer in read)
+    assert scalars["energy/synops_share"][1][-1] == pytest.approx(share)
+    page = write_report(folder, tmp_path / "report.html", sections=REPORT_SECTIONS).read_text()
+    assert "the target is 30.0%" in page
+    assert "the target in training is 30.0%" in page
