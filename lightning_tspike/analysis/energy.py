@@ -11,7 +11,8 @@ run once for a still image. A spike through one synapse is one accumulate, a sum
 same network with real activations: MACs of one pass over an image (of T passes over T frames).
 
 Neurons compare their membrane potential with thresholds at every time step: one sign operation for binary neurons, two
-for ternary ones. What each kind of operation costs is the accounting (:mod:`lightning_tspike.analysis.accounting`).
+for ternary ones, two for each level where there are several. What each kind of operation costs is the accounting
+(:mod:`lightning_tspike.analysis.accounting`).
 
 Not counted, as is usual: the neurons' other updates, norms (which can be merged), pools, memory traffic; and products
 of two signals (attention), which are no layers.
@@ -229,7 +230,7 @@ def _operations(network: SpikingNetwork, images: Tensor) -> tuple[dict[str, _Ope
 
     def count_signs(_name: str, neuron: Any, _x: Tensor, spikes: Tensor) -> None:
         nonlocal signs
-        signs += (2 if neuron.is_ternary else 1) * spikes.numel() / len(images)
+        signs += (2 * neuron.levels if neuron.is_ternary else 1) * spikes.numel() / len(images)
 
     was_training = network.training
     network.eval()

@@ -1,6 +1,6 @@
 """Backbones of our own, registered with timm on import, and the one place where networks are built by name."""
 
-from . import fast_resnet, ms_resnet, resnet, sew_resnet, vgg
+from . import fast_resnet, max_resnet, ms_resnet, resnet, sew_resnet, vgg
 from .create import check_name, create_network
 from .official import OfficialError, import_official
 
@@ -10,6 +10,7 @@ __all__ = [
     "create_network",
     "fast_resnet",
     "import_official",
+    "max_resnet",
     "ms_resnet",
     "resnet",
     "sew_resnet",

@@ -45,8 +45,11 @@ class MSBlock(nn.Module):
         self.downsample = nn.Identity() if downsample is None else downsample
         self.drop_path = drop_path
 
+    def first(self, x: Tensor) -> Tensor:
+        return self.bn1(self.conv1(self.act1(x)))
+
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.act2(self.bn1(self.conv1(self.act1(x))))))
+        y = self.bn2(self.conv2(self.act2(self.first(x))))
         if self.drop_path is not None:
             y = self.drop_path(y)
         return y + self.downsample(x)
@@ -74,6 +77,8 @@ class MSResNet(ResidualNet):
         ValueError: As for ResidualNet.
     """
 
+    block: type[MSBlock] = MSBlock
+
     def __init__(
         self,
         layers: Sequence[int] = (1, 1, 1),
@@ -81,7 +86,7 @@ class MSResNet(ResidualNet):
         stem: Stem = "cifar",
         **options: Any,
     ) -> None:
-        super().__init__(MSBlock, layers, widths, stem, acts_first=True, **options)
+        super().__init__(self.block, layers, widths, stem, acts_first=True, **options)
 
     def forward_end(self, x: Tensor) -> Tensor:
         return self.act2(x)

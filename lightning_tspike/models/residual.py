@@ -48,7 +48,7 @@ class ResidualNet(Backbone):
 
     Shapes for an image [B, in_chans, H, W], and a stem that does not reduce it::
 
-        stem      conv 3x3, BN, activation     [B, widths[0], H, W]
+        stem      conv 3x3, BN, activation     [B, stem_width, H, W]
         stages.i  layers[i] blocks             [B, expansion * widths[i], H/2^i, W/2^i]
         head      average pool, linear         [B, num_classes]
 
@@ -57,8 +57,9 @@ class ResidualNet(Backbone):
             the shortcut's projection or None, and by name ``dilation``, ``first_dilation``, ``act_layer``,
             ``norm_layer`` and ``drop_path``.
         layers: Blocks in each stage.
-        widths: Width of each stage; the stem has that of the first.
+        widths: Width of each stage.
         stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`).
+        stem_width: Channels of the stem; None for the width of the first stage.
         expansion: Channels of a block per width.
         shortcut: Where channels or size change: ``"conv"``, a convolution 1x1 with stride, or ``"avg"``, an average
             pool before it.
@@ -80,6 +81,7 @@ class ResidualNet(Backbone):
         widths: Sequence[int],
         stem: Stem,
         *,
+        stem_width: int | None = None,
         expansion: int = 1,
         shortcut: Literal["conv", "avg"] = "conv",
         acts_first: bool = False,
@@ -91,17 +93,18 @@ class ResidualNet(Backbone):
         if shortcut not in ("conv", "avg"):
             raise ValueError(f"shortcut must be 'conv' or 'avg', got {shortcut!r}")
         act, norm = layer_type(chosen.act_layer, "act_layer"), layer_type(chosen.norm_layer, "norm_layer")
+        channels = widths[0] if stem_width is None else stem_width
         self.conv1, self.bn1, self.act1, self.pool = make_stem(
-            stem, chosen.in_chans, widths[0], act, norm, last_act=not acts_first
+            stem, chosen.in_chans, channels, act, norm, last_act=not acts_first
         )
         before_pool, reduction = REDUCTIONS[stem]
         limit = _limit(chosen.output_stride, reduction)
-        self.feature_info = [{"num_chs": widths[0], "reduction": before_pool, "module": "act1"}]
+        self.feature_info = [{"num_chs": channels, "reduction": before_pool, "module": "act1"}]
 
         project: Callable[..., nn.Module] = downsample_conv if shortcut == "conv" else downsample_avg
         drop_step = check_rate("drop_path_rate", chosen.drop_path_rate) / max(sum(layers) - 1, 1)
         stages: list[nn.Module] = []
-        channels, dilation, count = widths[0], 1, 0
+        dilation, count = 1, 0
         for i, (depth, width) in enumerate(zip(layers, widths, strict=True)):
             first_dilation, stride = dilation, 1
             if i > 0 and reduction < limit:

@@ -17,7 +17,8 @@ from lightning_tspike.analysis.energy import AC_PICOJOULES, MAC_PICOJOULES, Ener
 from lightning_tspike.analysis.spikes import entropy, firing_rates
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.folding import fold
-from lightning_tspike.network import ternarize
+from lightning_tspike.models import create_network
+from lightning_tspike.network import NetworkConfig, ternarize
 
 
 def test_firing_rates_by_sign_and_time_step(lively: Callable[..., SpikingNetwork]) -> None:
@@ -86,14 +87,23 @@ def test_table_5_of_the_paper(flops: float, sops: float, signs: float, microjoul
     assert f"{ACCOUNTINGS['paper'].picojoules(flops / 2, sops, signs):.2f}" == microjoules
 
 
-def test_the_papers_first_layer_and_neurons(lively: Callable[..., SpikingNetwork]) -> None:
+def test_the_papers_first_layer_and_neurons() -> None:
     """Its ResNet-20: 3.54 M FLOPs in the first layer; each neuron compares with each of its thresholds at each step."""
     for neuron, comparisons in (("binary_lif", 1), ("ternary_lif", 2)):
-        network = fold(lively("tspike_resnet20", timesteps=2, neuron=neuron))[0].float()
+        network = create_network(NetworkConfig("tspike_resnet20", 10, timesteps=2, neuron=neuron))
         report = measure_energy(network, torch.randn(1, 3, 32, 32), "paper")
         assert f"{2 * report.layers[0].macs / 1e6:.2f}" == "3.54"
         stem, stages = 3 * 64 * 32 * 32, 4 * (64 * 16 * 16 + 128 * 8 * 8 + 256 * 4 * 4 + 512 * 2 * 2)
         assert report.signs == comparisons * 2 * (stem + stages)
+
+
+def test_neurons_of_several_levels_compare_with_more_thresholds() -> None:
+    signs = {}
+    for levels in (1, 3):
+        options = {"levels": levels, "reset": "soft", "timesteps": 2}
+        network = create_network(NetworkConfig("tspike_vgg_small", 10, **options))
+        signs[levels] = measure_energy(network, torch.randn(1, 3, 16, 16)).signs
+    assert signs[3] == 3 * signs[1] > 0
 
 
 def test_energy_by_name(lively: Callable[..., SpikingNetwork]) -> None:

@@ -168,7 +168,8 @@ def test_is_deterministic_and_leaves_everything_else_alone(digits: tuple[Tensor,
     [
         *itertools.product(
             [
-                *("tspike_sew_resnet_small", "tspike_ms_resnet_small", "tspike_vgg_small", "resnet18d"),
+                *("tspike_sew_resnet_small", "tspike_ms_resnet_small", "tspike_max_resnet_small"),
+                *("tspike_vgg_small", "resnet18d"),
                 *("mobilenetv2_100", "regnetx_002", "seresnet18", "vit_tiny_patch16_224"),
             ],
             ["layer", "channel"],

@@ -21,6 +21,7 @@ BACKBONES: dict[str, dict[str, object]] = {
     "tspike_resnet_small": {},
     "tspike_sew_resnet_small": {},  # spikes added to spikes
     "tspike_ms_resnet_small": {},  # shortcuts that carry reals
+    "tspike_max_resnet_small": {},  # max pools between norms and neurons
     "resnet18": {},
     "resnet34": {},
     "resnet50": {},

@@ -17,7 +17,7 @@ from lightning_tspike.network import SpikingNetwork
 pytestmark = pytest.mark.slow
 
 ENTRIES = ["tspike-digits", "tspike-fashion-mnist", "tspike-cifar10", "tspike-nmnist"]
-OWN = ["tspike_resnet_small", "tspike_sew_resnet_small", "tspike_ms_resnet_small", "tspike_vgg_small"]
+OWN = [f"tspike_{name}_small" for name in ("resnet", "sew_resnet", "ms_resnet", "max_resnet", "vgg")]
 TIMMS = ["test_resnet", "resnet18", "vgg11_bn", "densenet121", "regnetx_002", "regnety_002", "resnet26d", "dla34"]
 LARGER = ["tspike_resnet18", "tspike_resnet20_cifar", "tspike_sew_resnet18", "tspike_ms_resnet18", "tspike_vgg11"]
 FORMS = [("onnx", int8, step) for int8 in (False, True) for step in (False, True)]

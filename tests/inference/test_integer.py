@@ -99,8 +99,8 @@ def created(backbone: str, size: int, **options: Any) -> SpikingNetwork:
 
 
 OWN = [
-    "tspike_ms_resnet_small", "tspike_resnet18", "tspike_resnet19", "tspike_resnet20", "tspike_sew_resnet_small",
-    "tspike_sew_resnet50", "tspike_vgg_small",
+    "tspike_ms_resnet_small", "tspike_max_resnet_small", "tspike_resnet18", "tspike_resnet19", "tspike_resnet20",
+    "tspike_sew_resnet_small", "tspike_sew_resnet50", "tspike_vgg_small",
 ]  # fmt: skip
 
 
@@ -108,7 +108,7 @@ OWN = [
 def test_own_backbones(backbone: str) -> None:
     fast = check_equal(exact(created(backbone, 32)), 32)
     floats = [name for name, why in fast.runtime.kept.items() if "total" not in name]
-    assert len(floats) <= 1 or backbone.startswith("tspike_ms"), f"only the first layer: {fast.runtime}"
+    assert len(floats) <= 1 or backbone.startswith(("tspike_ms", "tspike_max")), f"only the first layer: {fast.runtime}"
 
 
 LARGE = ["vgg11_bn", "densenet121", "regnety_002"]

@@ -112,6 +112,7 @@ NETWORKS = {
     "tspike_vgg_small": {},
     "tspike_sew_resnet18": {"layers": [1, 1], "widths": [8, 16]},
     "tspike_ms_resnet18": {"layers": [1, 1], "widths": [8, 16]},
+    "tspike_max_resnet18": {"layers": [1, 1], "widths": [8, 16]},
     "resnet18": {},
     "regnety_002": {},
     "mobilenetv3_small_050": {"drop_rate": 0.2, "drop_path_rate": 0.2},

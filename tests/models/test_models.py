@@ -8,6 +8,7 @@ from math import ceil
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import FeatureInfo, group_parameters
 from timm.optim import param_groups_weight_decay
@@ -44,6 +45,7 @@ def test_all_families_are_registered() -> None:
         *(f"tspike_vgg{name}" for name in ("11", "13", "16", "_small")),
         *(f"tspike_sew_resnet{name}" for name in ("18", "34", "50", "101", "152", "_small")),
         *(f"tspike_ms_resnet{name}" for name in ("18", "34", "104", "_small")),
+        *(f"tspike_max_resnet{name}" for name in ("18", "_small")),
         *(f"tspike_fast_resnet{name}" for name in ("", "_small")),
     }
 
@@ -70,7 +72,7 @@ def test_runs_learns_folds_and_exports(lively: Callable[..., SpikingNetwork], na
         ("tspike_resnet18", 11_689_512), ("tspike_resnet34", 21_797_672), ("tspike_resnet19", 12_569_226),
         ("tspike_resnet20", 11_247_946), ("tspike_resnet20_cifar", 17_289_866), ("tspike_resnet_small", 78_042),
         ("tspike_sew_resnet50", 25_557_032), ("tspike_ms_resnet18", 11_689_512),
-        ("tspike_fast_resnet", 1_965_722),
+        ("tspike_fast_resnet", 1_965_722), ("tspike_max_resnet18", 12_502_090),
     ],
 )  # fmt: skip
 def test_parameters(name: str, parameters: int) -> None:
@@ -108,6 +110,25 @@ def test_iand_lets_the_shortcut_pass_where_the_block_is_silent() -> None:
     assert block(a).tolist() == [1, 0, 0, -1]
 
 
+def test_max_resnet_halves_images_by_pools_behind_norms() -> None:
+    """As the public code's network: its stem, and what the first block of a stage computes, with ReLU."""
+    model = timm.create_model("tspike_max_resnet18").eval()
+    assert (model.conv1.in_channels, model.conv1.out_channels) == (3, 64)
+    first, second = model.stages[1][:2]
+    assert isinstance(model.stages[0][0].pool, torch.nn.Identity)
+    assert isinstance(second.pool, torch.nn.Identity)
+    x = torch.randn(2, 128, 12, 12)
+    convolved = F.conv2d(x.relu(), first.conv1.weight, padding=1)
+    pooled = F.max_pool2d(first.bn1(convolved), 3, stride=2, padding=1)
+    shortcut = first.downsample[1](F.conv2d(x, first.downsample[0].weight, stride=2))  # of what is no spikes
+    expected = first.bn2(F.conv2d(pooled.relu(), first.conv2.weight, padding=1)) + shortcut
+    torch.testing.assert_close(first(x), expected)
+    bound = 1 / (9 * 256) ** 0.5  # torch's own start
+    assert 0.99 * bound < second.conv1.weight.abs().max() <= bound
+    wide = timm.create_model("tspike_max_resnet_small", widths=(8, 16), layers=(1, 1), stem_width=5)
+    assert wide.conv1.out_channels == 5
+
+
 def test_small_networks_reset_their_head_and_take_other_images() -> None:
     for name in NAMES:
         if name.endswith("small"):
@@ -131,6 +152,7 @@ def test_small_networks_reset_their_head_and_take_other_images() -> None:
         ("tspike_vgg_small", {"drop_rate": float("nan")}, "drop_rate must be .* got nan"),
         ("tspike_resnet18", {"output_stride": 2}, "output_stride must be a power of 2 of at least 4, .* got 2"),
         ("tspike_resnet_small", {"output_stride": 3}, "output_stride must be a power of 2 .* got 3"),
+        ("tspike_max_resnet_small", {"output_stride": 1}, "output_stride must be larger: one stage can dilate"),
         ("tspike_vgg_small", {"norm_layer": "norm"}, "norm_layer must be .* got 'norm'"),
         ("tspike_resnet_small", {"act_layer": "act"}, "act_layer must be .* got 'act'"),
         ("tspike_resnet_small", {"global_pool": "min"}, "global_pool must be one of .* got 'min'"),
@@ -256,6 +278,7 @@ def test_blocks_left_out_give_their_shortcut(name: str) -> None:
         ("tspike_resnet_small", 1, {}),
         ("tspike_resnet_small", 2, {"shortcut": "avg"}),
         ("tspike_ms_resnet_small", 1, {}),
+        ("tspike_max_resnet_small", 2, {}),
         ("tspike_sew_resnet_small", 1, {}),
         ("tspike_sew_resnet_small", 1, {"bottleneck": True}),
     ],

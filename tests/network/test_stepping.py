@@ -137,6 +137,7 @@ def test_memory_of_another_shape() -> None:
         ("tspike_vgg_small", {"neuron": "ctsn_events", "learn_decay": True, "learn_threshold": True}),
         ("tspike_sew_resnet_small", {"amplitude": "channel"}),
         ("tspike_ms_resnet_small", {"reset": "soft"}),
+        ("tspike_max_resnet_small", {}),
         ("test_resnet", {}),
         ("resnest14d", {}),  # its code reads x.shape[0]
         *(pytest.param(name, {}, marks=pytest.mark.slow) for name in SLOW),
