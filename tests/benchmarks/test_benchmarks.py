@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, measuring
+from benchmarks import gpu, measuring, paper_energy
 
 
 def test_gpu_script_on_a_cpu(tmp_path: Path) -> None:
@@ -49,3 +49,15 @@ def test_kept_bytes() -> None:
     assert 4000 <= measuring.kept_bytes(lambda: x * 2, "cpu") < 4100  # the number 2 is kept, too
     assert measuring.kept_bytes(lambda: x.sin().sum(), "cpu") < 100  # sin keeps x, which was there
     assert 4000 <= measuring.kept_bytes(lambda: x.exp().sum(), "cpu") < 4100  # exp keeps its result
+
+
+def test_the_papers_energies_and_signs() -> None:
+    """Its energies follow from its counts, and its signs from two choices of stages of its ResNet-20, no others."""
+    assert [f"{row.recomputed:.2f}" for row in paper_energy.TABLE_5] == ["50.14", "51.20"]
+    stages = {f"stages.{i}": 4 * (64 << i) * (16 >> i) ** 2 for i in range(4)}
+    found = paper_energy.sign_counts({"stem": 3 * 64 * 32 * 32, **stages})
+    assert [(row["neurons of"], row["steps"]) for row in found] == [
+        ("stages.0, stages.1, stages.2", 1),
+        ("stages.1, stages.2, stages.3", 2),
+    ]
+    assert {(row["binary"], row["ternary"]) for row in found} == {(114_688, 229_376)}

@@ -134,7 +134,14 @@ def test_anti_aliasing_average_pools_become_integer_sums(lively: Callable[..., S
 @pytest.mark.parametrize("amplitude", ["channel", pytest.param("layer", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("backbone", "merged"),
-    [("tspike_resnet_small", 9), ("resnet50", 53), ("regnetx_002", 44), ("densenet121", 59), ("vgg16", 0)],
+    [
+        ("tspike_resnet_small", 9),
+        ("tspike_max_resnet_small", 10),
+        ("resnet50", 53),
+        ("regnetx_002", 44),
+        ("densenet121", 59),
+        ("vgg16", 0),
+    ],
 )
 def test_merged_batch_norms(lively: Callable[..., SpikingNetwork], backbone: str, merged: int, amplitude: str) -> None:
     """Densenet's other norms read a concatenation: there is no one layer before them."""
