@@ -75,6 +75,8 @@ class FastResNet(Backbone):
         in_chans: Channels of the image.
         global_pool: As in :meth:`lightning_tspike.models.backbone.Backbone.reset_classifier`.
         drop_rate: Dropout before the classifier.
+        norm_bias: Where the biases of norms start. Ternary neurons are odd functions, which cannot tell a contrast from
+            its negative: away from 0, around one of their thresholds, networks of them learn faster.
         act_layer: Activation module, or timm's name for it.
         norm_layer: Norm, called with the number of channels, or timm's name for it.
 
@@ -93,6 +95,7 @@ class FastResNet(Backbone):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        norm_bias: float = 0.0,
         act_layer: Layer = nn.ReLU,
         norm_layer: Layer = nn.BatchNorm2d,
     ) -> None:
@@ -116,6 +119,9 @@ class FastResNet(Backbone):
         ]
         self.reset_classifier(num_classes, global_pool)
         self.init_weights()
+        for name, parameter in self.stages.named_parameters():
+            if name.endswith("bias"):  # convolutions have none
+                nn.init.constant_(parameter, norm_bias)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         return self.conv1(x)

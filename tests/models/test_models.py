@@ -352,3 +352,11 @@ def test_torchscript_and_fx(name: str) -> None:
     torch.testing.assert_close(traced(x), model(x))
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
     torch.testing.assert_close(torch.jit.script(traced)(x), model(x))
+
+
+def test_fast_resnet_norms_start_where_they_are_told() -> None:
+    model = timm.create_model("tspike_fast_resnet_small", norm_bias=-0.5)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) == 6
+    assert all(bool((norm.bias == -0.5).all()) for norm in norms)
+    assert not bool((model.fc.bias == -0.5).any())
