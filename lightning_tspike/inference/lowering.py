@@ -9,7 +9,6 @@ weights becomes part of that layer's scale and bias. A layer that reads bytes ta
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +35,7 @@ from .integer_layers import (
     IntegerWeighted,
 )
 from .pools import pool_options
+from .rebuilding import Rebuilding
 
 __all__ = ["LoweringError", "lower"]
 
@@ -63,13 +63,11 @@ def lower(graph: fx.Graph, model: nn.Module) -> tuple[fx.GraphModule, dict[str, 
     return _Lowering(model).run(graph)
 
 
-class _Lowering:
+class _Lowering(Rebuilding):
     """A walk through a graph that builds the other one."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
-        self.graph = fx.Graph()
-        self.parts: dict[str, Any] = {}  # modules and tensors that the new graph uses, by name
+        super().__init__(model)
         self.forms: dict[fx.Node, Form] = {}
         self.reals: dict[fx.Node, fx.Node] = {}  # node of the old graph -> what it stands for, as float32
         self.weighted: dict[fx.Node, IntegerWeighted] = {}  # by its call in the new graph
@@ -132,7 +130,7 @@ class _Lowering:
             self.why = f"neurons on {x.meta['value'].ndim} dimensions"
             return None
         total = self._as_total(x)
-        call = self._call(_name(node), IntegerNeuron(neuron, *self._sum_of(total, x)), _nodes(total))
+        call = self.call(_name(node), IntegerNeuron(neuron, *self._sum_of(total, x)), _nodes(total))
         amplitude = torch.as_tensor(neuron.amplitude).detach().double()
         lowest = -neuron.levels if neuron.is_ternary else 0
         return Bytes(call, -lowest, lowest, neuron.levels, amplitude)
@@ -168,7 +166,7 @@ class _Lowering:
                 return None
             maps = form.maps
             head = IntegerHead(_with_gauge(layer, maps.gauge), layer.bias, maps.zero_point, maps.zero_point + maps.high)
-            return Real(self._call(_name(node), head, [maps.node]))
+            return Real(self.call(_name(node), head, [maps.node]))
         weight = _with_gauge(layer, form.gauge)
         if isinstance(layer, nn.Linear) and x.meta["value"].ndim == 2:
             new: IntegerWeighted = IntegerLinear(weight, layer.bias, form.zero_point)
@@ -182,7 +180,7 @@ class _Lowering:
         else:
             self.why = f"{type(layer).__name__} on {x.meta['value'].ndim} dimensions, or its padding"
             return None
-        call = self._call(_name(node), new, [form.node])
+        call = self.call(_name(node), new, [form.node])
         self.weighted[call] = new
         return Real(call)
 
@@ -217,7 +215,7 @@ class _Lowering:
         for n, form in zip(node.all_input_nodes, movable, strict=True):
             missing = zero_point - form.zero_point
             moved[n] = self.graph.call_function(operator.add, (form.node, missing)) if missing else form.node
-        return Bytes(self._new(node, moved.__getitem__), zero_point, low, high, movable[0].gauge)
+        return Bytes(self.keep(node, moved.__getitem__), zero_point, low, high, movable[0].gauge)
 
     def _pointwise(self, node: fx.Node) -> Form | None:
         x = node.all_input_nodes[0]
@@ -243,19 +241,19 @@ class _Lowering:
         if given is None:
             return None
         if given.size is not None:  # it changes nothing
-            return replace(form, node=self._call(_name(node), IntegerSameSize(given.size), [form.node]))
+            return replace(form, node=self.call(_name(node), IntegerSameSize(given.size), [form.node]))
         if given.is_max:
-            return replace(form, node=self._call(_name(node), IntegerMaxPool(given), [form.node]))
+            return replace(form, node=self.call(_name(node), IntegerMaxPool(given), [form.node]))
         if given.window is None:
             return Mean(form, is_flat=False)
         kernel, _, _ = given.window
         size, divisor = kernel[0] * kernel[1], given.divisor
         if size * (form.zero_point + form.high) <= LARGEST_BYTE:
             pool = IntegerPool(given.window, form.zero_point, None, is_whole=given.ceil_mode)
-            call = self._call(_name(node), pool, [form.node])
+            call = self.call(_name(node), pool, [form.node])
             return Bytes(call, size * form.zero_point, size * form.low, size * form.high, form.gauge / divisor)
         pool = IntegerPool(given.window, form.zero_point, 1 / divisor, is_whole=given.ceil_mode)
-        call = self._call(_name(node), pool, [form.node])
+        call = self.call(_name(node), pool, [form.node])
         return Total(((Real(call), form.gauge),), ZERO)
 
     def _reduce(self, node: fx.Node) -> Form | None:
@@ -273,26 +271,7 @@ class _Lowering:
         """The operation as it is, on float32."""
         if _works_in_place(node, self.modules) and any(len(n.users) > 1 for n in node.all_input_nodes[:1]):
             raise LoweringError(f"{node.target} at {node.meta['line']} changes a tensor that others read as well")
-        return self._new(node, self._real)
-
-    def _new(self, node: fx.Node, arguments: Callable[[fx.Node], fx.Node]) -> fx.Node:
-        name = str(node.target)
-        if node.op == "call_module":
-            self.parts[name] = self.modules[name]
-        elif node.op == "get_attr":
-            owner, _, attribute = name.rpartition(".")
-            self.parts[name] = getattr(self.modules[owner], attribute)
-        return self.graph.node_copy(node, arguments)
-
-    def _call(self, name: str, module: nn.Module, arguments: list[fx.Node]) -> fx.Node:
-        """A call of a new module, whose name is that of the old one, with a number where it is called again."""
-        free = name
-        count = 1
-        while free in self.parts:
-            count += 1
-            free = f"{name}_{count}"
-        self.parts[free] = module
-        return self.graph.create_node("call_module", free, tuple(arguments), {})
+        return self.keep(node, self._real)
 
     def _real(self, node: fx.Node) -> fx.Node:
         """What a node of the old graph stands for, as float32."""
@@ -307,13 +286,13 @@ class _Lowering:
         (form, scale), *others = total.terms
         if isinstance(form, Real) and not others and scale is ONE and total.shift is ZERO:
             return form.node
-        return self._call(f"{_name(node)}_total", IntegerTotal(*self._sum_of(total, node)[1:]), _nodes(total))
+        return self.call(f"{_name(node)}_total", IntegerTotal(*self._sum_of(total, node)[1:]), _nodes(total))
 
     def _as_total(self, node: fx.Node) -> Total:
         form = self.forms[node]
         if isinstance(form, Mean):
             maps = form.maps
-            call = self._call(f"{_name(node)}_mean", IntegerPool(None, maps.zero_point, 1.0), [maps.node])
+            call = self.call(f"{_name(node)}_mean", IntegerPool(None, maps.zero_point, 1.0), [maps.node])
             if form.is_flat:
                 call = self.graph.call_function(torch.flatten, (call, 1))
             return Total(((Real(call), maps.gauge),), ZERO)

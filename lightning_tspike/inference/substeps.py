@@ -18,7 +18,6 @@ So logits and spikes are the same: in exact arithmetic to the last bit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from ..graph.rules import Join, Local, Move, Pointwise, Product, Reduce, rule_of
 from ..graph.tracing import TraceError, copy_of
 from ..network.spiking_network import SpikingNetwork
 from ..neurons import SpikingNeuron
+from .rebuilding import Rebuilding
 
 __all__ = ["SubstepNetwork", "substeps"]
 
@@ -163,7 +163,7 @@ def _added(x: Tensor, levels: int) -> Tensor:
     return x.unflatten(0, (levels, -1)).sum(0)
 
 
-class _Unfolding:
+class _Unfolding(Rebuilding):
     """A walk through a graph that builds the one in sub-steps.
 
     Attributes:
@@ -171,10 +171,8 @@ class _Unfolding:
     """
 
     def __init__(self, model: nn.Module, levels: int) -> None:
-        self.modules: dict[str, Any] = dict(model.named_modules(remove_duplicate=False))
+        super().__init__(model)
         self.levels = levels
-        self.graph = fx.Graph()
-        self.parts: dict[str, Any] = {}
         self.now: dict[fx.Node, fx.Node] = {}  # what stands for a node in the new graph
         self.sums: dict[fx.Node, fx.Node] = {}  # the same, where sub-steps were added up
         self.split: dict[fx.Node, bool] = {}  # nodes that are in sub-steps, and whether they are coded spikes
@@ -193,7 +191,7 @@ class _Unfolding:
         if found is not None and isinstance(found[0], SpikingNeuron):
             neuron, x = found[0], found[1]
             new = _SubstepNeuron(neuron, self.levels, adds=x in self.split)
-            self.now[node] = self._call(str(node.target), new, self.now[x])
+            self.now[node] = self.call(str(node.target), new, [self.now[x]])
             self.split[node] = True
             return
         reads = [n for n in node.all_input_nodes if n in self.split]
@@ -204,9 +202,9 @@ class _Unfolding:
             self.once.append(str(node.target) if node.op == "call_module" else node.name)
         coded = self._stays_split(node, reads) if reads and found is None else None
         if coded is None:
-            self.now[node] = self._copy(node, self._whole)
+            self.now[node] = self.keep(node, self._whole)
             return
-        self.now[node] = self._copy(node, self.now.__getitem__)
+        self.now[node] = self.keep(node, self.now.__getitem__)
         self.split[node] = coded
 
     def _affine(self, node: fx.Node, layer: Any, x: fx.Node) -> bool:
@@ -223,13 +221,13 @@ class _Unfolding:
             shift, layer = layer.bias, copy.deepcopy(layer)
             layer.bias = None
         elif isinstance(layer, ops.WEIGHTED):
-            self.now[node] = self._call(str(node.target), layer, self.now[x])
+            self.now[node] = self.call(str(node.target), layer, [self.now[x]])
             return True
         else:
             return False
         axis = layer_rule_of(layer).channel_axis(layer)
         new = _BiasOnce(layer, shift.detach().clone(), self.levels, axis)
-        self.now[node] = self._call(str(node.target), new, self.now[x])
+        self.now[node] = self.call(str(node.target), new, [self.now[x]])
         return True
 
     def _stays_split(self, node: fx.Node, reads: list[fx.Node]) -> bool | None:
@@ -260,23 +258,5 @@ class _Unfolding:
         if node not in self.split:
             return self.now[node]
         if node not in self.sums:
-            self.sums[node] = self._call(f"{node.name}_sum", _Added(self.levels), self.now[node])
+            self.sums[node] = self.call(f"{node.name}_sum", _Added(self.levels), [self.now[node]])
         return self.sums[node]
-
-    def _copy(self, node: fx.Node, arguments: Callable[[fx.Node], fx.Node]) -> fx.Node:
-        name = str(node.target)
-        if node.op == "call_module":
-            self.parts[name] = self.modules[name]
-        elif node.op == "get_attr":
-            owner, _, attribute = name.rpartition(".")
-            self.parts[name] = getattr(self.modules[owner], attribute)
-        return self.graph.node_copy(node, arguments)
-
-    def _call(self, name: str, module: nn.Module, argument: fx.Node) -> fx.Node:
-        """A call of a new module, whose name is that of the old one, with a number where it is called again."""
-        free, count = name, 1
-        while free in self.parts and self.parts[free] is not module:
-            count += 1
-            free = f"{name}_{count}"
-        self.parts[free] = module
-        return self.graph.create_node("call_module", free, (argument,), {})
