@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from .._seeding import run_seed
+from .image_transforms import Mixing
 from .options import Loading
 from .samplers import EpochSampler, InOrderSampler, StreamLoader
 from .samples import OnError, Samples, Stream, collate_readable
@@ -80,6 +81,11 @@ class ClassificationDataModule(L.LightningDataModule):
                     f"{len(files)} of {len(part)} samples could not be read and were left out: "
                     f"{', '.join(files[:5])}{' ...' if len(files) > 5 else ''}"
                 )
+
+    def _set_up_mixing(self, mixup: float, cutmix: float) -> None:
+        """Mix training batches, where either is asked for; as soon as the number of classes is known."""
+        if mixup or cutmix:
+            self.train_collate = Mixing(self.num_classes, mixup=mixup, cutmix=cutmix)
 
     def _in_order(self, dataset: Samples | Stream) -> DataLoader[Any]:
         if isinstance(dataset, Stream):

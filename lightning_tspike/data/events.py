@@ -15,7 +15,6 @@ from ..files.input_spec import FrameSlicing, InputSpec, SliceBy
 from .base import ClassificationDataModule
 from .event_frames import CachedFrames, FrameAugmentation, Frames
 from .event_sources import Recordings, find_dataset, open_recordings, split_last
-from .image_transforms import Mixing
 from .options import EventAugmentation, EventLoading
 from .samples import Samples
 
@@ -112,8 +111,7 @@ class EventDataModule(ClassificationDataModule):
         recordings: Recordings = train.recordings
         self.class_names = recordings.class_names
         self.num_classes = len(recordings.labels)
-        if self.options["mixup"] or self.options["cutmix"]:
-            self.train_collate = Mixing(self.num_classes, mixup=self.options["mixup"], cutmix=self.options["cutmix"])
+        self._set_up_mixing(self.options["mixup"], self.options["cutmix"])
         indices: Sequence[int] = range(len(train))
         if test is None:
             test, (indices, tested) = train, split_last(recordings.targets, _TEST_SHARE)

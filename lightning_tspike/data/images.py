@@ -14,7 +14,7 @@ from .._seeding import run_seed
 from ..files.input_spec import InputSpec
 from .base import ClassificationDataModule
 from .image_sources import Images, ImageSource, Look, StreamSource, find_source
-from .image_transforms import Mixing, evaluation_transform, training_transform
+from .image_transforms import evaluation_transform, training_transform
 from .options import ImageAugmentation, ImageForm, ImageSplits, Loading
 from .samples import Samples, Stream
 
@@ -119,7 +119,7 @@ class ImageDataModule(ClassificationDataModule):
             raise ValueError(f"{source.dataset} does not say how many classes it has: set num_classes")
         self.num_classes = num_classes
         self.class_names = classes = train.classes
-        self._set_up_mixing()
+        self._set_up_mixing(self.options["mixup"], self.options["cutmix"])
         augmented, plain = self._transforms()
         held_out: Sequence[int] = range(0)
         indices: Sequence[int] = range(len(train))
@@ -143,16 +143,16 @@ class ImageDataModule(ClassificationDataModule):
     def _set_up_streams(self, source: StreamSource) -> None:
         if (classes := self.options["num_classes"]) is None:
             raise ValueError(f"a stream does not say how many classes it has: set num_classes for {source.dataset}")
+        if self.options["alternate_hflip"]:
+            raise ValueError("alternate_hflip needs to know which image is which, and a stream does not say: use hflip")
         self.num_classes = classes
-        self._set_up_mixing()
+        self._set_up_mixing(self.options["mixup"], self.options["cutmix"])
         augmented, plain = self._transforms()
         self.train_set = self._stream(source, "train", augmented)
         self.val_set = self._stream(source, "val", plain)
         self.test_set = self.val_set if self.splits["test"] is None else self._stream(source, "test", plain)
         if self.on_error == "skip":
             rank_zero_warn("on_error='skip' has no effect on streams: see ImageDataModule for what they do")
-        if self.options["alternate_hflip"]:
-            raise ValueError("alternate_hflip needs to know which image is which, and a stream does not say: use hflip")
 
     def _stream(self, source: StreamSource, role: str, transform: Callable[[Any], Tensor]) -> Stream:
         images = source.stream(
@@ -170,10 +170,6 @@ class ImageDataModule(ClassificationDataModule):
                 f"e.g. {differ[:5]}"
             )
         return images
-
-    def _set_up_mixing(self) -> None:
-        if self.options["mixup"] or self.options["cutmix"]:
-            self.train_collate = Mixing(self.num_classes, mixup=self.options["mixup"], cutmix=self.options["cutmix"])
 
     def _samples(
         self, source: Any, transform: Callable[[Any], Tensor], indices: Sequence[int] | None = None
