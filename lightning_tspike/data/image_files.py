@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers import create_reader
+from torch import Tensor
 
 __all__ = ["NpzImages", "ReaderImages", "TorchvisionImages", "open_folder", "open_hugging_face", "open_stream"]
 
@@ -48,6 +50,16 @@ class TorchvisionImages:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.dataset[index]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return tuple(self.dataset.data.shape[1:3])
+
+    def pixels(self, indices: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Some images, uint8 [B, H, W, C], and their labels."""
+        pixels = torch.as_tensor(self.dataset.data[indices])  # an array, or a tensor without channels
+        return pixels if pixels.ndim == 4 else pixels[..., None], [int(self.dataset.targets[i]) for i in indices]
 
     def filename(self, index: int) -> str:
         return f"{self.split} image {index} of {self.name}"
@@ -89,6 +101,15 @@ class NpzImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         pixels = self.x[index]
         return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), int(self.y[index])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.x.shape[1:3]
+
+    def pixels(self, indices: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Some images, uint8 [B, H, W, C], and their labels."""
+        return torch.from_numpy(self.x[indices]), self.y[indices].tolist()
 
     def filename(self, index: int) -> str:
         return f"image {index} of {self.file}"

@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
 from torchvision import datasets
 
 from .image_files import NpzImages, ReaderImages, TorchvisionImages, open_folder, open_hugging_face, open_stream
 
-__all__ = ["SOURCES", "ImageSource", "Images", "Look", "StreamSource", "find_source"]
+__all__ = ["SOURCES", "ImageSource", "Images", "Look", "PixelSource", "StreamSource", "find_source"]
 
 
 class Images(Protocol):
@@ -32,6 +33,20 @@ class Images(Protocol):
 
     def filename(self, index: int) -> str:
         """What a message calls the image."""
+        ...
+
+
+@runtime_checkable
+class PixelSource(Protocol):
+    """A split whose images are in memory, all of one size."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        ...
+
+    def pixels(self, indices: Sequence[int]) -> tuple[Tensor, list[int]]:
+        """Some images, uint8 [B, H, W, C], and their labels."""
         ...
 
 

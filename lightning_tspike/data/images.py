@@ -13,7 +13,8 @@ from .._options import options_of, save_options, takes
 from .._seeding import run_seed
 from ..files.input_spec import InputSpec
 from .base import ClassificationDataModule
-from .image_sources import Images, ImageSource, Look, StreamSource, find_source
+from .batch_transforms import evaluation_batches, training_batches
+from .image_sources import Images, ImageSource, Look, PixelSource, StreamSource, find_source
 from .image_transforms import evaluation_transform, training_transform
 from .options import ImageAugmentation, ImageForm, ImageSplits, Loading
 from .samples import Samples, Stream
@@ -120,7 +121,6 @@ class ImageDataModule(ClassificationDataModule):
         self.num_classes = num_classes
         self.class_names = classes = train.classes
         self._set_up_mixing(self.options["mixup"], self.options["cutmix"])
-        augmented, plain = self._transforms()
         held_out: Sequence[int] = range(0)
         indices: Sequence[int] = range(len(train))
         if self.splits["val"] is None:
@@ -129,16 +129,16 @@ class ImageDataModule(ClassificationDataModule):
                 raise ValueError(f"val_images must lie between 1 and {len(train) - 1}, got {count!r}")
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
             held_out, indices = order[:count], order[count:]
-        self.train_set = self._samples(train, augmented, indices)
+        self.train_set = self._samples(train, indices, is_training=True)
         self.train_set.mirrors_by_epoch = self.options["alternate_hflip"]
         self.val_set = (
-            self._samples(train, plain, held_out)
+            self._samples(train, held_out)
             if self.splits["val"] is None
-            else self._samples(self._evaluated(source, "val", classes), plain)
+            else self._samples(self._evaluated(source, "val", classes))
         )
         self.test_set = self.val_set
         if self.splits["test"] is not None:
-            self.test_set = self._samples(self._evaluated(source, "test", classes), plain)
+            self.test_set = self._samples(self._evaluated(source, "test", classes))
 
     def _set_up_streams(self, source: StreamSource) -> None:
         if (classes := self.options["num_classes"]) is None:
@@ -171,10 +171,23 @@ class ImageDataModule(ClassificationDataModule):
             )
         return images
 
-    def _samples(
-        self, source: Any, transform: Callable[[Any], Tensor], indices: Sequence[int] | None = None
-    ) -> Samples:
-        return Samples(source, transform, num_classes=self.num_classes, indices=indices, on_error=self.on_error)
+    def _samples(self, source: Any, indices: Sequence[int] | None = None, *, is_training: bool = False) -> Samples:
+        augmented, plain = self._transforms()
+        batch_transform = None
+        if isinstance(source, PixelSource):
+            batch_transform = (
+                training_batches(self._input, source.size, **self._augmentation)
+                if is_training
+                else evaluation_batches(self._input, source.size)
+            )
+        return Samples(
+            source,
+            augmented if is_training else plain,
+            num_classes=self.num_classes,
+            indices=indices,
+            batch_transform=batch_transform,
+            on_error=self.on_error,
+        )
 
     def _set_preprocessing(self, look: Look) -> None:
         options = self.options
@@ -205,14 +218,14 @@ class ImageDataModule(ClassificationDataModule):
 
     def _transforms(self) -> tuple[Callable[[Any], Tensor], Callable[[Any], Tensor]]:
         """For training and for evaluation."""
-        options = self.options
-        augmented = training_transform(
-            self._input,
-            crop_padding=self._crop_padding,
-            crop_fill=options["crop_fill"],
-            hflip=self._hflip,
-            auto_augment=options["auto_augment"],
-            random_erasing=options["random_erasing"],
-            cutout=options["cutout"],
-        )
-        return augmented, evaluation_transform(self._input)
+        return training_transform(self._input, **self._augmentation), evaluation_transform(self._input)
+
+    @property
+    def _augmentation(self) -> dict[str, Any]:
+        """What is done to each training image."""
+        names = ("crop_fill", "auto_augment", "random_erasing", "cutout")
+        return {
+            "crop_padding": self._crop_padding,
+            "hflip": self._hflip,
+            **{name: self.options[name] for name in names},
+        }

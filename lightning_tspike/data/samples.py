@@ -29,6 +29,8 @@ class Samples(Dataset[Any]):
         indices: Which of its samples, in which order; None for all.
         transform: Makes the raw image or recording the tensor that the network gets.
         num_classes: Labels must lie in [0, num_classes).
+        batch_transform: Does the same to a batch of pixels, uint8 [B, H, W, C], where the source has them in memory:
+            its ``pixels(indices)`` gives them and their labels [B]. None: samples are made ready one by one.
         on_error: ``"raise"`` a DataError that names the sample, or ``"skip"``: the sample is None, which
             :func:`collate_readable` leaves out of its batch, and :attr:`unreadable` knows it.
 
@@ -47,9 +49,11 @@ class Samples(Dataset[Any]):
         *,
         num_classes: int,
         indices: Sequence[int] | None = None,
+        batch_transform: Callable[[Tensor], Tensor] | None = None,
         on_error: OnError = "raise",
     ) -> None:
         self.source, self.transform, self.num_classes, self.on_error = source, transform, num_classes, on_error
+        self.batch_transform = batch_transform
         self.indices = range(len(source)) if indices is None else indices
         # in shared memory, so that what a loader's worker process finds is known to all
         self._bad = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
@@ -67,6 +71,20 @@ class Samples(Dataset[Any]):
                 self._bad[index] = True
                 warnings.warn(f"left out: {error}", stacklevel=2)
             return None
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
+        """The samples of a batch, as torch's loader asks for them."""
+        if self.batch_transform is None:
+            return [self[index] for index in indices]
+        numbers = [self.indices[index] for index in indices]
+        pixels, labels = self.source.pixels(numbers)
+        if not all(0 <= label < self.num_classes for label in labels):
+            return [self[index] for index in indices]  # which says what is wrong with which sample
+        x = self.batch_transform(pixels)
+        if self.mirrors_by_epoch:
+            is_mirrored = (torch.tensor(numbers) + self.epoch) % 2 == 1
+            x = torch.where(is_mirrored[:, None, None, None], x.flip(-1), x)
+        return list(zip(x, labels, strict=True))
 
     def read(self, index: int) -> Sample:
         """One sample.
