@@ -1,0 +1,251 @@
+"""Accuracy against synaptic operations: kinds of neurons, each trained to several shares of operations.
+
+    python -m benchmarks.frontier cifar10 --data.root=FOLDER         # hours on two cores; goes on where it was stopped
+    python -m benchmarks.frontier fashion_mnist --data.root=FOLDER
+    python -m benchmarks.frontier page                               # only writes docs/frontier.md
+
+Other options ``--data...`` are passed on to ``tspike fit``: ``--data.dataset=npz`` for CIFAR-10 in npz files. All
+networks are narrow versions of the recipe ``cifar10_fast``, of EPOCHS epochs, T = 1 in the first 60 % of them and T = 2
+after; the ANN and the quantised ANN have no time steps. With a target, synaptic operations beyond this share of the
+multiply-accumulates cost something (``synops_target``). The main points are trained with three seeds. Of each run a
+line with its command goes to benchmarks/results/frontier_DATASET.jsonl, and docs/frontier.md is written from these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .measuring import RESULTS, table
+from .training_runs import FitRun, records, train_all
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = "cifar10_fast"
+EPOCHS = 8
+SEEDS = 3
+WITHIN = 0.005  # two accuracies that differ by no more count as equal
+DATASETS: dict[str, dict[str, Any]] = {
+    "cifar10": {"title": "CIFAR-10", "in_chans": 3, "widths": [32, 128, 128], "size": 32},
+    "fashion_mnist": {"title": "Fashion-MNIST", "in_chans": 1, "widths": [16, 64, 64], "size": 28},
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "ternary, channel": {"neuron": "ternary_lif", "amplitude": "channel"},
+    "ternary, layer": {"neuron": "ternary_lif", "amplitude": "layer"},
+    "ternary, fixed": {"neuron": "ternary_lif", "amplitude": "fixed"},
+    "ternary, 2 levels": {"neuron": "ternary_if", "amplitude": "channel", "reset": "soft", "levels": 2},
+    "binary": {"neuron": "binary_lif", "amplitude": "channel"},
+    "quantised ANN": {"neuron": "quantized", "amplitude": "channel", "timesteps": 1},
+    "ANN": {"neuron": "none", "timesteps": 1},
+}
+TARGETS = (None, 0.3, 0.15, 0.08)
+MAIN_TARGETS = (None, 0.15)  # with all seeds
+START = dict.fromkeys(KINDS, -0.5) | {"binary": 0.0, "ANN": 0.0}  # biases of norms; what did best of -0.5, 0 and 0.5
+WEIGHT = 3.0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what has not been trained yet, and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.frontier")
+    parser.add_argument("dataset", choices=[*DATASETS, "page"])
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, with a thread each (default: 2)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each training (default: {EPOCHS})")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only runs whose name has it")
+    parser.add_argument("--folder", type=Path, default=Path("runs/frontier"), help="for the runs' own folders")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md")
+    options, data = parser.parse_known_args(arguments)
+    if unknown := [word for word in data if not word.startswith("--data.")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if options.dataset != "page":
+        torch.set_num_threads(1)  # a training has the other core
+        data = [_absolute(word) for word in data]
+        runs = [run for run in all_runs(options.dataset, options.epochs, data) if options.only in run.name]
+        train_all(runs, _results(options.output, options.dataset), options.folder.absolute(), options.jobs)
+    write_page(options.output, options.page)
+
+
+def all_runs(dataset: str, epochs: int, data: Sequence[str]) -> list[FitRun]:
+    """Every run of a dataset, the first seed's before the others'."""
+    runs = []
+    for seed, target, kind in product(range(SEEDS), TARGETS, KINDS):
+        if (seed and target not in MAIN_TARGETS) or (target and KINDS[kind]["neuron"] == "none"):
+            continue
+        facts = {"dataset": dataset, "kind": kind, "target": target, "seed": seed, "epochs": epochs}
+        name = "_".join(map(str, facts.values())).replace(", ", "-").replace(" ", "-")
+        options = _options(dataset, kind, target, seed, epochs)
+        runs.append(FitRun(name, RECIPE, (f"--data.dataset={dataset}", *data), options, facts))
+    return runs
+
+
+def _options(dataset: str, kind: str, target: float | None, seed: int, epochs: int) -> tuple[str, ...]:
+    shape = DATASETS[dataset]
+    model = {
+        "in_chans": shape["in_chans"],
+        **KINDS[kind],
+        "backbone_kwargs.widths": shape["widths"],
+        "backbone_kwargs.norm_bias": START[kind],
+        "warmup_epochs": epochs / 5,
+    }
+    if target is not None:
+        model |= {"synops_weight": WEIGHT, "synops_target": target, "synops_warmup_epochs": epochs // 4}
+    words = [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}"]
+    return (*words, *(f"--model.{name}={value}" for name, value in model.items()))
+
+
+def _absolute(word: str) -> str:
+    """An option with the folder from anywhere: each training has a working folder of its own."""
+    name, _, value = word.partition("=")
+    return f"{name}={Path(value).absolute()}" if name == "--data.root" else word
+
+
+def _results(folder: Path, dataset: str) -> Path:
+    return folder / f"frontier_{dataset}.jsonl"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def points(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds, in the order of KINDS and TARGETS."""
+    found = []
+    for kind, target in product(KINDS, TARGETS):
+        same = [line for line in lines if (line["kind"], line["target"]) == (kind, target)]
+        if not same:
+            continue
+        mean = {
+            key: statistics.fmean(line[key] for line in same) for key in ("accuracy", "synops", "macs", "microjoules")
+        }
+        shares = [line["share"] for line in same if line["share"] is not None]
+        found.append(
+            {
+                "kind": kind,
+                "target": target,
+                "T": same[0]["timesteps"],
+                "seeds": len(same),
+                **mean,
+                "share": statistics.fmean(shares) if shares else None,
+                "spread": statistics.stdev(line["accuracy"] for line in same) if len(same) > 1 else None,
+            }
+        )
+    return found
+
+
+def saved(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each kind the fewest operations at an accuracy within half a point of its own without a target."""
+    rows = []
+    for kind in KINDS:
+        of_kind = [point for point in found if point["kind"] == kind and point["synops"]]
+        free = next((point for point in of_kind if point["target"] is None), None)
+        if free is None:
+            continue
+        equal = [point for point in of_kind if point["accuracy"] >= free["accuracy"] - WITHIN]
+        least = min(equal, key=lambda point: point["synops"])
+        rows.append(
+            {
+                "kind": kind,
+                "without a target, %": f"{100 * free['accuracy']:.2f}",
+                "M operations": f"{free['synops'] / 1e6:.1f}",
+                "with the fewest, %": f"{100 * least['accuracy']:.2f}",
+                "M operations then": f"{least['synops'] / 1e6:.1f}",
+                "of the first": f"{least['synops'] / free['synops']:.2f}",
+            }
+        )
+    return rows
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the page and its picture beside it from the results there are."""
+    by_dataset = {name: records(_results(results, name)) for name in DATASETS}
+    by_dataset = {name: lines for name, lines in by_dataset.items() if lines}
+    text = [
+        "# Accuracy and synaptic operations",
+        "",
+        "Written by `python -m benchmarks.frontier`, from `benchmarks/results/frontier_*.jsonl`, with the command of "
+        f"each run. Narrow versions of the recipe `{RECIPE}`, T = 1 in the first epochs and T = 2 in the last; ANN "
+        "and quantised ANN (the same ternary activations, no memory) have no time steps. Test accuracy of the last "
+        "epoch, folded, in float32. *Target*: the share of the multiply-accumulates (of all time steps, of the layers "
+        "that read spikes) above which synaptic operations cost something in training; *share*: what it was on test "
+        "images.",
+        "",
+        f"![Accuracy against synaptic operations]({page.stem}.png)",
+    ]
+    for name, lines in by_dataset.items():
+        found = points(lines)
+        shape = DATASETS[name]
+        epochs = "/".join(map(str, sorted({line["epochs"] for line in lines})))
+        text += [
+            "",
+            f"## {shape['title']}",
+            "",
+            f"Widths {'-'.join(map(str, shape['widths']))}, {epochs} epochs; {_macs(lines)}.",
+            "",
+            table([_row(point) for point in found]),
+            f"The fewest operations within {100 * WITHIN:g} points of what each kind reaches without a target:",
+            "",
+            table(saved(found)).rstrip(),
+        ]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    _plot({name: points(lines) for name, lines in by_dataset.items()}, page.with_suffix(".png"))
+    page.write_text("\n".join(text) + "\n")
+
+
+def _macs(lines: Sequence[Mapping[str, Any]]) -> str:
+    return f"{lines[0]['ann_macs'] / 1e6:.1f} M multiply-accumulates a pass"
+
+
+def _row(point: Mapping[str, Any]) -> dict[str, str]:
+    spread = "" if point["spread"] is None else f" ± {100 * point['spread']:.2f}"
+    return {
+        "kind": point["kind"],
+        "target": "" if point["target"] is None else f"{point['target']:g}",
+        "T": str(point["T"]),
+        "accuracy, %": f"{100 * point['accuracy']:.2f}{spread}",
+        "seeds": str(point["seeds"]),
+        "share": "" if point["share"] is None else f"{point['share']:.3f}",
+        "M synaptic operations": f"{point['synops'] / 1e6:.1f}" if point["synops"] else "",
+        "M multiply-accumulates": f"{point['macs'] / 1e6:.1f}",
+        "energy, uJ": f"{point['microjoules']:.1f}",
+    }
+
+
+def _plot(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(found), figsize=(6 * len(found), 4.5), layout="constrained", squeeze=False)
+    for axis, (name, of_dataset) in zip(axes[0], found.items(), strict=True):
+        for number, kind in enumerate(KINDS):
+            of_kind = [point for point in of_dataset if point["kind"] == kind]
+            if not of_kind:
+                continue
+            if not of_kind[0]["synops"]:
+                axis.axhline(100 * of_kind[0]["accuracy"], color="black", linestyle=":", label=kind)
+                continue
+            axis.errorbar(
+                [point["synops"] / 1e6 for point in of_kind],
+                [100 * point["accuracy"] for point in of_kind],
+                [100 * (point["spread"] or 0) for point in of_kind],
+                marker="o",
+                capsize=2,
+                color=f"C{number}",
+                label=kind,
+            )
+        axis.set(xscale="log", xlabel="synaptic operations per image, millions", title=DATASETS[name]["title"])
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("test accuracy, %")
+    axes[0][0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Trainings that benchmarks compare: each a ``tspike fit`` in a folder of its own, which goes on when it was cut off.
+
+What a run is called, its command and what became of it are one line of a JSONL file; runs that have their line are not
+done again. A run that was cut off goes on from the checkpoint of its last epoch. What is measured is the last epoch's
+network, never the best one of several: folded, in float32, on all test images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_tspike import fold
+from lightning_tspike._batches import images_of
+from lightning_tspike.analysis.energy import measure_energy
+from lightning_tspike.analysis.evaluation import evaluate
+from lightning_tspike.cli.data import recipe_data
+from lightning_tspike.store.loading import load
+
+__all__ = ["FitRun", "records", "train_all"]
+
+ENERGY_IMAGES = 1000  # test images on which operations are counted
+
+
+@dataclass(frozen=True)
+class FitRun:
+    """A training by a recipe.
+
+    Attributes:
+        name: Of the run and of its folder; no two have the same.
+        recipe: Name of the recipe.
+        data: Words that change its data, ``--data.dataset=npz``.
+        options: Other words of ``tspike fit``.
+        facts: What stands beside its results.
+    """
+
+    name: str
+    recipe: str
+    data: tuple[str, ...]
+    options: tuple[str, ...]
+    facts: dict[str, Any]
+
+    @property
+    def words(self) -> list[str]:
+        """The command's words after ``tspike``, without those that say where the data are."""
+        return ["fit", "--config", self.recipe, *self.options]
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def train_all(runs: Iterable[FitRun], path: Path, folder: Path, jobs: int, threads: int = 1) -> None:
+    """Do the runs that have no line yet, some at a time, and add a line for each.
+
+    Args:
+        runs: Which ones, in this order.
+        path: The JSONL file.
+        folder: Where they have their folders.
+        jobs: How many at a time.
+        threads: Of each.
+
+    Raises:
+        RuntimeError: A training failed; the message has the end of what it said. Those under way come to their end.
+    """
+    done = {record["name"] for record in records(path)}
+    left = [run for run in runs if run.name not in done]
+    with ThreadPoolExecutor(jobs) as pool:
+        trainings = {pool.submit(_train, run, folder, threads): run for run in left}
+        try:
+            for i, training in enumerate(as_completed(trainings), 1):
+                run = trainings[training]
+                record = {"name": run.name, "command": " ".join(["tspike", *run.words]), **run.facts}
+                record |= _measured(run, training.result())
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                print(f"{i}/{len(left)} {run.name}: {100 * record['accuracy']:.2f} %", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _train(run: FitRun, folder: Path, threads: int) -> Path:
+    """Train, or go on; gives the checkpoint of the last epoch."""
+    place = folder / run.name
+    place.mkdir(parents=True, exist_ok=True)
+    finished = place / "finished"
+    if not finished.exists():
+        words = [*run.words, *run.data]
+        if list(place.glob("runs/*/version_*/checkpoints/last.ckpt")):
+            words += ["--ckpt_path", "last"]
+        command = [sys.executable, "-c", "from lightning_tspike.cli.main import main; main()", *words]
+        with (place / "log.txt").open("a") as log:
+            code = subprocess.run(
+                command, cwd=place, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
+            ).returncode
+        if code:
+            end = (place / "log.txt").read_text()[-2000:]
+            raise RuntimeError(f"{run.name}: tspike {' '.join(words)} ended with status {code}:\n{end}")
+        finished.touch()
+    return max(place.glob("runs/*/version_*/checkpoints/last.ckpt"), key=os.path.getmtime)
+
+
+def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
+    data = recipe_data(run.recipe, [*run.data, "--data.batch_size=500", "--data.num_workers=0"])
+    data.setup("test")
+    network = load(checkpoint, folded=False)
+    folded, report = fold(network, integer_pools=True)
+    result = evaluate(folded, data.test_dataloader())
+    energy = measure_energy(folded, _first(data.test_dataloader(), ENERGY_IMAGES))
+    readers = network.timesteps * sum(layer.ann_macs for layer in energy.layers if layer.synops)
+    return {
+        "accuracy": result.accuracy,
+        "timesteps": network.timesteps,
+        "synops": energy.synops,
+        "share": energy.synops / readers if readers else None,
+        "macs": energy.macs,
+        "ann_macs": energy.ann_macs,
+        "microjoules": energy.total_picojoules / 1e6,
+        "firing_rates": {name: round(rate.total, 4) for name, rate in result.firing_rates.items()},
+        "kept": report.kept,
+    }
+
+
+def _first(batches: Iterable[Any], count: int) -> Tensor:
+    """The first images of some batches."""
+    images: list[Tensor] = []
+    for batch in batches:
+        images.append(images_of(batch, torch.float32))
+        if sum(map(len, images)) >= count:
+            break
+    return torch.cat(images)[:count]
