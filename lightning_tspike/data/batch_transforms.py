@@ -1,7 +1,7 @@
 """Transforms of whole batches of small images in memory: what :mod:`.image_transforms` does to one, in less time.
 
 Image by image, Python and PIL take longer for 32x32 pixels than a small network does for its training step. These take
-only what is done to most small images: a crop from a padded copy, a mirror, and the normalisation.
+only what is done to most small images: a crop from a padded copy, a mirror, the normalisation, a hole.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def training_batches(
     crop_padding: int | None,
     crop_fill: str,
     hflip: float,
+    cutout: int,
     **others: Any,
 ) -> BatchTransform | None:
     """As :func:`.image_transforms.training_transform`, with other random numbers.
@@ -59,6 +60,7 @@ def training_batches(
         crop_padding: As there.
         crop_fill: As there.
         hflip: As there.
+        cutout: As there.
         others: Options that are asked for image by image alone.
 
     Returns:
@@ -78,9 +80,19 @@ def training_batches(
         inside = _is_inside(rows, size[0])[:, :, None, None] & _is_inside(columns, size[1])[:, None, :, None]
         rows, columns = _mirrored_inside(rows, size[0]), _mirrored_inside(columns, size[1])
         pixels = pixels[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return normalized(pixels if crop_fill == "reflect" else pixels * inside)
+        x = normalized(pixels if crop_fill == "reflect" else pixels * inside)
+        if cutout:
+            rows, columns = (_is_cut(count, side, cutout) for side in size)
+            x.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
+        return x
 
     return augmented
+
+
+def _is_cut(count: int, side: int, cutout: int) -> Tensor:
+    """For each image which rows or columns its hole has, [count, side]."""
+    places = torch.arange(side) - torch.randint(side, (count, 1)) + cutout // 2
+    return (places >= 0) & (places < cutout)
 
 
 def _is_inside(places: Tensor, side: int) -> Tensor:

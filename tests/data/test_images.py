@@ -19,8 +19,8 @@ from PIL import Image
 
 from lightning_tspike.data import DataError, ImageDataModule
 from lightning_tspike.data.image_sources import SOURCES, ImageSource, Look
-from lightning_tspike.files.input_spec import InputSpec
 from lightning_tspike.data.image_transforms import Cutout, Mixing, evaluation_transform, training_transform
+from lightning_tspike.files.input_spec import InputSpec
 
 
 def set_up(*arguments: Any, **options: Any) -> ImageDataModule:
