@@ -45,6 +45,7 @@ def test_all_names_are_there() -> None:
         lt.folds  # noqa: B018
 
 
+@pytest.mark.slow
 def test_fold_and_ternarize_are_functions_whatever_has_been_imported() -> None:
     assert isinstance(lt.fold, FunctionType)
     assert isinstance(lt.ternarize, FunctionType)

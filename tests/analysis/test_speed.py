@@ -48,6 +48,7 @@ def test_spikes_and_operations_are_the_networks(no_compiler: None) -> None:
     assert (report.timesteps, report.batch_size, report.samples, report.input_size) == (4, 2, 5, (1, 8, 8))
 
 
+@pytest.mark.slow
 def test_every_runtime_is_timed_or_said_to_be_missing(no_compiler: None) -> None:
     report = measure_speed(zoo.load("tspike-digits"), rounds=3)
     assert {"eager", "channels last"} <= set(report.times)

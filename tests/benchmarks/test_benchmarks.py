@@ -11,6 +11,7 @@ import torch
 from benchmarks import gpu, measuring, paper_energy
 
 
+@pytest.mark.slow
 def test_gpu_script_on_a_cpu(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     gpu.main(["--device", "cpu", "--output", str(tmp_path)])

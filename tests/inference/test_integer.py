@@ -332,6 +332,7 @@ def test_code_that_counts_images_is_refused() -> None:
         integer(network)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_runs_in_float32(tmp_path: Path) -> None:
     code = (
         "import warnings, torch, lightning_tspike as lt\n"

@@ -191,6 +191,7 @@ def _kept_bytes(network: SpikingNetwork, x: torch.Tensor) -> int:
     return kept
 
 
+@pytest.mark.slow
 def test_law_of_memory() -> None:
     """Against the plain equations: half with packed spikes and a fifth when lean, linear in T and batch."""
     kept: dict[tuple[str, int, int], int] = {}
