@@ -186,11 +186,11 @@ def write_page(results: Path, page: Path) -> None:
             "",
             f"Widths {'-'.join(map(str, shape['widths']))}, {epochs} epochs; {_macs(lines)}.",
             "",
-            table([_row(point) for point in found]),
-            f"The fewest operations within {100 * WITHIN:g} points of what each kind reaches without a target:",
-            "",
-            table(saved(found)).rstrip(),
+            table([_row(point) for point in found]).rstrip(),
         ]
+        if rows := saved(found):
+            fewest = f"The fewest operations within {100 * WITHIN:g} points of what each kind reaches without a target:"
+            text += ["", fewest, "", table(rows).rstrip()]
     page.parent.mkdir(parents=True, exist_ok=True)
     _plot({name: points(lines) for name, lines in by_dataset.items()}, page.with_suffix(".png"))
     page.write_text("\n".join(text) + "\n")

@@ -84,6 +84,7 @@ def test_a_run_is_done_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     assert record["name"] == "cifar10_ternary-channel_0.15_0_1"
     assert (record["target"], record["timesteps"], record["kept"]) == (0.15, 2, [])
     assert 0 < record["share"] < 1
+    assert 20e6 < record["ann_macs"] < 40e6  # that of widths 32-128-128
     assert record["synops"] == pytest.approx(record["share"] * 2 * record["ann_macs"], rel=0.2)
     assert "--model.synops_target=0.15" in record["command"]
     assert str(tmp_path) not in record["command"]
