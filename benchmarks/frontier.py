@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from .measuring import RESULTS, table
-from .training_runs import FitRun, records, train_all
+from .measuring import RESULTS, records, table
+from .training_runs import FitRun, train_all
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "cifar10_fast"
@@ -31,8 +31,8 @@ EPOCHS = 8
 SEEDS = 3
 WITHIN = 0.005  # two accuracies that differ by no more count as equal
 DATASETS: dict[str, dict[str, Any]] = {
-    "cifar10": {"title": "CIFAR-10", "in_chans": 3, "widths": [32, 128, 128], "size": 32},
-    "fashion_mnist": {"title": "Fashion-MNIST", "in_chans": 1, "widths": [16, 64, 64], "size": 28},
+    "cifar10": {"title": "CIFAR-10", "in_chans": 3, "widths": [32, 128, 128]},
+    "fashion_mnist": {"title": "Fashion-MNIST", "in_chans": 1, "widths": [16, 64, 64]},
 }
 KINDS: dict[str, dict[str, Any]] = {
     "ternary, channel": {"neuron": "ternary_lif", "amplitude": "channel"},
@@ -45,7 +45,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 TARGETS = (None, 0.3, 0.15, 0.08)
 MAIN_TARGETS = (None, 0.15)  # with all seeds
-START = dict.fromkeys(KINDS, -0.5) | {"binary": 0.0, "ANN": 0.0}  # biases of norms; what did best of -0.5, 0 and 0.5
+# where biases of norms start: away from 0 for activations that are odd functions, see models/fast_resnet.py
+START = dict.fromkeys(KINDS, -0.5) | {"binary": 0.0, "ANN": 0.0}
 WEIGHT = 3.0
 
 
@@ -164,6 +165,7 @@ def write_page(results: Path, page: Path) -> None:
     """Write the page and its picture beside it from the results there are."""
     by_dataset = {name: records(_results(results, name)) for name in DATASETS}
     by_dataset = {name: lines for name, lines in by_dataset.items() if lines}
+    found = {name: points(lines) for name, lines in by_dataset.items()}
     text = [
         "# Accuracy and synaptic operations",
         "",
@@ -177,27 +179,23 @@ def write_page(results: Path, page: Path) -> None:
         f"![Accuracy against synaptic operations]({page.stem}.png)",
     ]
     for name, lines in by_dataset.items():
-        found = points(lines)
         shape = DATASETS[name]
         epochs = "/".join(map(str, sorted({line["epochs"] for line in lines})))
         text += [
             "",
             f"## {shape['title']}",
             "",
-            f"Widths {'-'.join(map(str, shape['widths']))}, {epochs} epochs; {_macs(lines)}.",
+            f"Widths {'-'.join(map(str, shape['widths']))}, {epochs} epochs; "
+            f"{lines[0]['ann_macs'] / 1e6:.1f} M multiply-accumulates a pass.",
             "",
-            table([_row(point) for point in found]).rstrip(),
+            table([_row(point) for point in found[name]]).rstrip(),
         ]
-        if rows := saved(found):
+        if rows := saved(found[name]):
             fewest = f"The fewest operations within {100 * WITHIN:g} points of what each kind reaches without a target:"
             text += ["", fewest, "", table(rows).rstrip()]
     page.parent.mkdir(parents=True, exist_ok=True)
-    _plot({name: points(lines) for name, lines in by_dataset.items()}, page.with_suffix(".png"))
+    _plot(found, page.with_suffix(".png"))
     page.write_text("\n".join(text) + "\n")
-
-
-def _macs(lines: Sequence[Mapping[str, Any]]) -> str:
-    return f"{lines[0]['ann_macs'] / 1e6:.1f} M multiply-accumulates a pass"
 
 
 def _row(point: Mapping[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from lightning_tspike.analysis.timing import in_turn, ratio
 
 __all__ = [
     "RESULTS",
+    "add_record",
     "command",
     "in_turn",
     "kept_bytes",
@@ -26,6 +27,7 @@ __all__ = [
     "machine",
     "plot",
     "ratio",
+    "records",
     "table",
     "write",
 ]
@@ -92,6 +94,18 @@ def write(folder: Path, name: str, results: Mapping[str, Any], markdown: str) ->
         scratch = folder / f".{name}{suffix}"
         scratch.write_text(text)
         os.replace(scratch, folder / f"{name}{suffix}")
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, none where there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def add_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to a JSONL file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def plot(path: Path, xlabel: str, panels: Mapping[str, Mapping[str, Mapping[float, float]]]) -> None:

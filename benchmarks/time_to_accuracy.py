@@ -46,6 +46,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_tspike import zoo
+from lightning_tspike.data.batch_transforms import in_hole, mirrored_inside
 from lightning_tspike.data.image_files import NpzImages
 from lightning_tspike.folding import fold
 from lightning_tspike.models import create_network
@@ -93,18 +94,14 @@ class Images:
         def source(size: int) -> Tensor:
             """Where each row or column comes from, [B, size]; the border is mirrored by its index."""
             moved = torch.arange(size, device=index.device) + draw(-PADDING, PADDING + 1)
-            return size - 1 - (size - 1 - moved.abs()).abs()
-
-        def in_hole(size: int) -> Tensor:
-            """Which rows or columns are in the hole, bool [B, size]; its centre is anywhere in the image."""
-            distance = torch.arange(size, device=index.device) - draw(0, size) + cutout // 2
-            return (distance >= 0) & (distance < cutout)
+            return mirrored_inside(moved, size)
 
         height, width = self.x.shape[1:3]
         rows, columns = source(height), source(width)
         columns = torch.where(mirror[:, None], columns.flip(1), columns)
         pixels = self.x[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # [B, H, W, C], one gather for all
-        hole = in_hole(height)[:, None, :, None] & in_hole(width)[:, None, None, :]  # [B, 1, H, W]
+        tall, wide = (in_hole(draw(0, size), size, cutout) for size in (height, width))  # the centre is anywhere
+        hole = tall[:, None, :, None] & wide[:, None, None, :]  # [B, 1, H, W]
         return self.normalized(pixels) * ~hole  # masked_fill would not keep channels last
 
 

@@ -14,7 +14,6 @@ are appended to benchmarks/results/timm_coverage.jsonl; docs/timm.md is written 
 from __future__ import annotations
 
 import fnmatch
-import json
 import platform
 import re
 import signal
@@ -35,6 +34,8 @@ from lightning_tspike.folding import fold
 from lightning_tspike.graph.activations import is_activation
 from lightning_tspike.network import SpikingNetwork, ternarize
 
+from . import measuring
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "timm_coverage.jsonl"
 PAGE = ROOT / "docs" / "timm.md"
@@ -46,17 +47,15 @@ TORCHVISION = "torchvision/"  # a model's name begins with it
 
 def main(patterns: list[str]) -> None:
     """Try the models that match and are not in the results yet, then write the page."""
-    done = {record["name"] for record in _records()}
+    done = {record["name"] for record in measuring.records(RESULTS)}
     names = [n for n in timm.list_models() if not n.startswith("tspike_")] + _torchvisions()
     names = [n for n in names if not patterns or any(fnmatch.fnmatch(n, p) for p in patterns)]
     warnings.simplefilter("ignore")
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(names):
         if name in done:
             continue
         record = _try(name)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        measuring.add_record(RESULTS, record)
         print(f"{i + 1}/{len(names)} {name}: {record['status']}", flush=True)
     write_page()
 
@@ -157,14 +156,10 @@ def _time_limit(seconds: int) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _records() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def write_page() -> None:
     """Write docs/timm.md from the results."""
-    of_torchvision = {r["name"]: r for r in _records() if r["name"].startswith(TORCHVISION)}
-    of_timm = [r for r in _records() if r["name"] not in of_torchvision]
+    of_torchvision = {r["name"]: r for r in measuring.records(RESULTS) if r["name"].startswith(TORCHVISION)}
+    of_timm = [r for r in measuring.records(RESULTS) if r["name"] not in of_torchvision]
     records = sorted((r for r in of_timm if r["status"] != "other activations"), key=lambda r: r["name"])
     others = len(of_timm) - len(records)
     tried = [r for r in records if "channel" in r]

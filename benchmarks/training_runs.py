@@ -7,7 +7,6 @@ network, never the best one of several: folded, in float32, on all test images.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -27,7 +26,9 @@ from lightning_tspike.analysis.evaluation import evaluate
 from lightning_tspike.cli.data import recipe_data
 from lightning_tspike.store.loading import load
 
-__all__ = ["FitRun", "records", "train_all"]
+from .measuring import add_record, records
+
+__all__ = ["FitRun", "train_all"]
 
 ENERGY_IMAGES = 1000  # test images on which operations are counted
 
@@ -56,11 +57,6 @@ class FitRun:
         return ["fit", "--config", self.recipe, *self.options]
 
 
-def records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, none where there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def train_all(runs: Iterable[FitRun], path: Path, folder: Path, jobs: int, threads: int = 1) -> None:
     """Do the runs that have no line yet, some at a time, and add a line for each.
 
@@ -83,9 +79,7 @@ def train_all(runs: Iterable[FitRun], path: Path, folder: Path, jobs: int, threa
                 run = trainings[training]
                 record = {"name": run.name, "command": " ".join(["tspike", *run.words]), **run.facts}
                 record |= _measured(run, training.result())
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                add_record(path, record)
                 print(f"{i}/{len(left)} {run.name}: {100 * record['accuracy']:.2f} %", flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..files.input_spec import InputSpec
 from .image_transforms import CROP_PCT
 
-__all__ = ["BatchTransform", "evaluation_batches", "training_batches"]
+__all__ = ["BatchTransform", "evaluation_batches", "in_hole", "mirrored_inside", "training_batches"]
 
 BatchTransform: TypeAlias = Callable[[Tensor], Tensor]
 """From pixels, uint8 [B, H, W, C], to the network's input, [B, C, H, W]."""
@@ -77,28 +77,27 @@ def training_batches(
             torch.arange(side) + torch.randint(-crop_padding, crop_padding + 1, (count, 1)) for side in size
         )
         columns = torch.where(torch.rand(count, 1) < hflip, columns.flip(1), columns)
-        inside = _is_inside(rows, size[0])[:, :, None, None] & _is_inside(columns, size[1])[:, None, :, None]
-        rows, columns = _mirrored_inside(rows, size[0]), _mirrored_inside(columns, size[1])
-        pixels = pixels[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        x = normalized(pixels if crop_fill == "reflect" else pixels * inside)
+        from_rows, from_columns = (
+            mirrored_inside(places, side) for places, side in zip((rows, columns), size, strict=True)
+        )
+        pixels = pixels[torch.arange(count)[:, None, None], from_rows[:, :, None], from_columns[:, None, :]]
+        if crop_fill != "reflect":
+            pixels = pixels * ((from_rows == rows)[:, :, None, None] & (from_columns == columns)[:, None, :, None])
+        x = normalized(pixels)
         if cutout:
-            rows, columns = (_is_cut(count, side, cutout) for side in size)
+            rows, columns = (in_hole(torch.randint(side, (count, 1)), side, cutout) for side in size)
             x.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
         return x
 
     return augmented
 
 
-def _is_cut(count: int, side: int, cutout: int) -> Tensor:
-    """For each image which rows or columns its hole has, [count, side]."""
-    places = torch.arange(side) - torch.randint(side, (count, 1)) + cutout // 2
-    return (places >= 0) & (places < cutout)
-
-
-def _is_inside(places: Tensor, side: int) -> Tensor:
-    return (places >= 0) & (places < side)
-
-
-def _mirrored_inside(places: Tensor, side: int) -> Tensor:
-    """Rows or columns of the image for places around it: -1 is 1, and ``side`` is ``side - 2``."""
+def mirrored_inside(places: Tensor, side: int) -> Tensor:
+    """Rows or columns of the image for places around it, mirrored at its rim: -1 is 1, and ``side`` is ``side - 2``."""
     return side - 1 - (side - 1 - places.abs()).abs()
+
+
+def in_hole(centers: Tensor, side: int, cutout: int) -> Tensor:
+    """Which rows or columns are in holes of ``cutout`` pixels, those with their centers at [B, 1]: bool [B, side]."""
+    distance = torch.arange(side, device=centers.device) - centers + cutout // 2
+    return (distance >= 0) & (distance < cutout)

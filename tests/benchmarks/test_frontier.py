@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import frontier, training_runs
+from benchmarks import frontier, measuring
 
 
 def line(kind: str, target: float | None, seed: int, accuracy: float, synops: float) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_a_run_is_done_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     words = ["cifar10", *data, "--only", "ternary-channel_0.15_0", "--folder", str(tmp_path / "runs")]
     words += ["--output", str(tmp_path), "--page", str(tmp_path / "frontier.md"), "--epochs"]
     frontier.main([*words, "1"])
-    (record,) = training_runs.records(tmp_path / "frontier_cifar10.jsonl")
+    (record,) = measuring.records(tmp_path / "frontier_cifar10.jsonl")
     assert record["name"] == "cifar10_ternary-channel_0.15_0_1"
     assert (record["target"], record["timesteps"], record["kept"]) == (0.15, 2, [])
     assert 0 < record["share"] < 1
@@ -97,7 +97,7 @@ def test_a_run_is_done_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     first.rename(tmp_path / "runs" / "cifar10_ternary-channel_0.15_0_2")
     (tmp_path / "runs" / "cifar10_ternary-channel_0.15_0_2" / "finished").unlink()
     frontier.main([*words, "2"])
-    assert len(training_runs.records(tmp_path / "frontier_cifar10.jsonl")) == 2
+    assert len(measuring.records(tmp_path / "frontier_cifar10.jsonl")) == 2
     log = (tmp_path / "runs" / "cifar10_ternary-channel_0.15_0_2" / "log.txt").read_text()
     assert "resuming" in log
     assert len(list(tmp_path.glob("runs/*_2/runs/*/version_*"))) == 1
