@@ -18,25 +18,26 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from torch.nn import functional as F
 
 from lightning_tspike.cli.data import recipe_data
 from lightning_tspike.cli.main import main as tspike
-from lightning_tspike.models import create_network
-from lightning_tspike.network import NetworkConfig, SpikingNetwork
+from lightning_tspike.network import SpikingNetwork
+from lightning_tspike.training.module import TernarySNNModule
 from lightning_tspike.training.optimization import OptimizerOptions, create_optimizer
+from lightning_tspike.zoo import recipe_path
 
 from .measuring import RESULTS, command, listing, machine, ratio, table, write
 
 RECIPE = "cifar10_fast"
-NETWORK = NetworkConfig("tspike_fast_resnet", 10, timesteps=1, amplitude="channel", backbone_kwargs={"norm_bias": -0.5})
-OPTIMIZER = OptimizerOptions(opt="sgd", lr=0.4, weight_decay=5e-4, norm_bias_lr_scale=16)
 UNCOUNTED = 5  # steps
 
 
@@ -108,9 +109,11 @@ def _within_lightning(words: Sequence[str], steps: int) -> tuple[float, float]:
 def _by_hand(data: Any, steps: int) -> tuple[float, float]:
     """Seconds of a step and of a validation."""
     torch.manual_seed(0)
-    network = create_network(NETWORK).to(memory_format=torch.channels_last)
+    options = yaml.safe_load(recipe_path(RECIPE).read_text())["model"] | {"timesteps": 1}
+    network = TernarySNNModule(**options).network.to(memory_format=torch.channels_last)
     network.model.conv1.requires_grad_(False)
-    optimizer = create_optimizer(network, OPTIMIZER)
+    known = {option.name for option in fields(OptimizerOptions)}
+    optimizer = create_optimizer(network, OptimizerOptions(**{k: v for k, v in options.items() if k in known}))
     part = data.train_set
     each = []
     for index in torch.randperm(len(part))[: steps * data.batch_size].split(data.batch_size):
@@ -118,7 +121,7 @@ def _by_hand(data: Any, steps: int) -> tuple[float, float]:
         pixels, labels = part.source.pixels([part.indices[i] for i in index.tolist()])
         x = part.batch_transform(pixels).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(network(x), torch.tensor(labels), label_smoothing=0.1)
+            loss = F.cross_entropy(network(x), torch.tensor(labels), label_smoothing=options["label_smoothing"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
