@@ -114,12 +114,11 @@ def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
     folded, report = fold(network, integer_pools=True)
     result = evaluate(folded, data.test_dataloader())
     energy = measure_energy(folded, _first(data.test_dataloader(), ENERGY_IMAGES))
-    readers = network.timesteps * sum(layer.ann_macs for layer in energy.layers if layer.synops)
     return {
         "accuracy": result.accuracy,
         "timesteps": network.timesteps,
         "synops": energy.synops,
-        "share": energy.synops / readers if readers else None,
+        "share": energy.synops_share(),
         "macs": energy.macs,
         "ann_macs": energy.ann_macs,
         "microjoules": energy.total_picojoules / 1e6,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import zip_longest
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +12,7 @@ from typing_extensions import override
 
 from .._batches import images_of
 from ..analysis.accounting import Accounting, AccountingName, accounting_of
-from ..analysis.energy import EnergyReport, LayerEnergy, energy_rows, measure_energy
+from ..analysis.energy import EnergyReport, energy_rows, measure_energy
 from ..analysis.figures import plot_energy
 from ..analysis.run_logs import RunLogs
 from ..analysis.sections import BARS, ReportSection, SectionContent, evenly_chosen
@@ -131,25 +130,11 @@ class EnergyMonitor(Callback):
             "energy/ann_microjoules": report.ann_picojoules / 1e6,
             "energy/ratio": report.total_picojoules / report.ann_picojoules,
         }
-        is_sequence = self._images.ndim == len(folded.input_size) + 2  # then the ANN runs as often
-        passes = 1 if is_sequence else folded.timesteps
-        if (share := _synops_share(report.layers, passes)) is not None:
+        if (share := report.synops_share()) is not None:
             scalars["energy/synops_share"] = share
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=trainer.global_step)
-        facts = {"passes": passes, "synops_target": target_of(pl_module)}
-        write_json(run_folder(trainer) / _FILE, report.to_dict() | facts)
-
-
-def _synops_share(layers: Iterable[LayerEnergy], passes: int) -> float | None:
-    """Synaptic operations as a share of the MACs of the layers that read spikes; None where none of them does.
-
-    Args:
-        layers: What was measured.
-        passes: How often as the ANN the network runs them.
-    """
-    read = [layer for layer in layers if layer.synops]
-    return sum(layer.synops for layer in read) / sum(passes * layer.ann_macs for layer in read) if read else None
+        write_json(run_folder(trainer) / _FILE, report.to_dict() | {"synops_target": target_of(pl_module)})
 
 
 def _draw(logs: RunLogs) -> SectionContent | None:
@@ -161,14 +146,13 @@ def _draw(logs: RunLogs) -> SectionContent | None:
         layer.name: (report.picojoules(layer) / 1e6, report.mac_picojoules * layer.ann_macs / 1e6)
         for layer in report.layers
     }
-    passes = content.get("passes")  # not in older files
-    of_layers = [_synops_share([layer], passes) for layer in report.layers] if passes else []
+    of_layers = [report.synops_share(layer) for layer in report.layers] if report.passes else []  # not in older files
     shares = ["" if share is None else f"{share:.1%}" for share in of_layers]
     return SectionContent(
         f"An estimate for the folded network, per image: {report.macs:,.0f} multiply-accumulates and "
         f"{report.synops:,.0f} accumulates, {report.total_picojoules / 1e6:.4g} uJ in all; as an ANN "
         f"{report.ann_picojoules / 1e6:.4g} uJ. Energies are those of the accounting {report.accounting}."
-        f"{_say_share(_synops_share(report.layers, passes), content.get('synops_target')) if passes else ''}",
+        f"{_say_share(report.synops_share(), content.get('synops_target'))}",
         [("Energy of every weighted layer", plot_energy(evenly_chosen(layers, BARS)))],
         ("weighted layer", "MACs", "SynOps", "uJ", "MACs as ANN", "uJ as ANN", *(["SynOps / MACs"] if shares else [])),
         [

@@ -64,11 +64,14 @@ class EnergyReport:
         layers: The weighted layers in the order of execution.
         accounting: What an operation costs.
         signs: Sign operations of all neurons, per image.
+        passes: How often as the ANN the network runs its layers: T for a still image, 1 for frames; None where that is
+            not known.
     """
 
     layers: tuple[LayerEnergy, ...]
     accounting: Accounting = HOROWITZ
     signs: float = 0.0
+    passes: int | None = None
 
     @property
     def mac_picojoules(self) -> float:
@@ -104,6 +107,20 @@ class EnergyReport:
         """Multiply-accumulates per image of the same network as an ANN."""
         return sum(layer.ann_macs for layer in self.layers)
 
+    def synops_share(self, *layers: LayerEnergy) -> float | None:
+        """Synaptic operations as a share of the MACs of the layers that read spikes, over all time steps.
+
+        Args:
+            layers: Of these layers; of all where none is given.
+
+        Returns:
+            The share; None where no layer reads spikes, or ``passes`` is not known.
+        """
+        read = [layer for layer in layers or self.layers if layer.synops]
+        if not read or self.passes is None:
+            return None
+        return sum(layer.synops for layer in read) / sum(self.passes * layer.ann_macs for layer in read)
+
     @property
     def ann_picojoules(self) -> float:
         """Energy per image in pJ of the same network as an ANN."""
@@ -120,6 +137,7 @@ class EnergyReport:
             "macs": self.macs,
             "synops": self.synops,
             "signs": self.signs,
+            "passes": self.passes,
         }
 
     @classmethod
@@ -134,7 +152,7 @@ class EnergyReport:
             content["mac_picojoules"], content["ac_picojoules"], content.get("sign_picojoules", 0.0)
         )
         layers = tuple(LayerEnergy(**layer) for layer in content["layers"])
-        return cls(layers, accounting, content.get("signs", 0.0))
+        return cls(layers, accounting, content.get("signs", 0.0), content.get("passes"))
 
     def __str__(self) -> str:
         table = new_table("weighted layer", "MACs", "SynOps", "uJ", "as ANN: MACs", "uJ")
@@ -204,7 +222,7 @@ def measure_energy(
         LayerEnergy(name, count.macs, count.synops, ann_macs=passes * dense[name].dense)
         for name, count in counts.items()
     )
-    return EnergyReport(layers, chosen, signs)
+    return EnergyReport(layers, chosen, signs, passes=1 if is_sequence else network.timesteps)
 
 
 class _Operations(NamedTuple):
