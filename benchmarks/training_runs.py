@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_tspike import fold
-from lightning_tspike._batches import images_of
+from lightning_tspike._batches import first_images
 from lightning_tspike.analysis.energy import measure_energy
 from lightning_tspike.analysis.evaluation import evaluate
 from lightning_tspike.cli.data import recipe_data
@@ -113,7 +112,7 @@ def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
     network = load(checkpoint, folded=False)
     folded, report = fold(network, integer_pools=True)
     result = evaluate(folded, data.test_dataloader())
-    energy = measure_energy(folded, _first(data.test_dataloader(), ENERGY_IMAGES))
+    energy = measure_energy(folded, first_images(data.test_dataloader(), ENERGY_IMAGES, torch.float32))
     return {
         "accuracy": result.accuracy,
         "timesteps": network.timesteps,
@@ -125,13 +124,3 @@ def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
         "firing_rates": {name: round(rate.total, 4) for name, rate in result.firing_rates.items()},
         "kept": report.kept,
     }
-
-
-def _first(batches: Iterable[Any], count: int) -> Tensor:
-    """The first images of some batches."""
-    images: list[Tensor] = []
-    for batch in batches:
-        images.append(images_of(batch, torch.float32))
-        if sum(map(len, images)) >= count:
-            break
-    return torch.cat(images)[:count]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["LOGITS", "images_of", "logits_of", "targets_of"]
+__all__ = ["LOGITS", "first_images", "images_of", "logits_of", "targets_of"]
 
 _IMAGES = ("frames", "image", "images", "img", "input", "inputs", "pixel_values", "x")
 _TARGETS = ("label", "labels", "target", "targets", "y")
@@ -51,6 +51,25 @@ def images_of(batch: object, dtype: torch.dtype | None = None) -> Tensor:
             "look for damaged files or a division by zero in the preprocessing"
         )
     return images
+
+
+def first_images(batches: Iterable[object], count: int, dtype: torch.dtype | None = None) -> Tensor | None:
+    """The first images of a loader.
+
+    Args:
+        batches: As :func:`images_of` takes them; no more of them are asked for than are needed.
+        count: How many images; fewer where there are no more.
+        dtype: As for :func:`images_of`.
+
+    Returns:
+        [count, C, H, W], or frames [count, T, C, H, W]; None where there is no batch.
+    """
+    parts: list[Tensor] = []
+    for batch in batches:
+        parts.append(images_of(batch, dtype))
+        if sum(map(len, parts)) >= count:
+            break
+    return torch.cat(parts)[:count] if parts else None
 
 
 def targets_of(batch: object, num_classes: int) -> Tensor:

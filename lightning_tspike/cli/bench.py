@@ -90,17 +90,12 @@ def _test_samples(recipe: str, changes: Sequence[str], count: int) -> Tensor:
     """The first test samples of a recipe, as the network gets them; some of them again where there are fewer."""
     import torch
 
-    from .._batches import images_of
+    from .._batches import first_images
 
     data = recipe_data(recipe, changes)
     data.prepare_data()
     data.setup("test")
-    samples: list[Tensor] = []
-    for batch in data.test_dataloader():
-        samples.append(images_of(batch, torch.float32))
-        if sum(map(len, samples)) >= count:
-            break
-    if not samples:
+    first = first_images(data.test_dataloader(), count, torch.float32)
+    if first is None:
         raise ValueError(f"the recipe {recipe} has no test samples: leave it out to measure on noise")
-    first = torch.cat(samples)
     return first[torch.arange(count) % len(first)]

@@ -48,6 +48,8 @@ def add_commands(commands: Commands) -> None:
     published.add_argument("--upload", action="store_true", help="publish; without it nothing leaves this machine")
     published.add_argument("--folder", type=Path, help="folder to write; default: beside the source, .hub")
     published.add_argument("--license", default="apache-2.0", help="of the weights; default: %(default)s")
+    published.add_argument("--precisions", nargs="+", metavar="PRECISION", help="float32, bfloat16, int8; default: all")
+    published.add_argument("--folded-only", action="store_true", help="leave out the network before folding")
     published.add_argument("--private", action="store_true", help="a new repository is private")
     published.add_argument("--create-pr", action="store_true", help="open a pull request")
     published.add_argument("--tag", help="name for the commit")
@@ -122,6 +124,9 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _publish(options: argparse.Namespace) -> None:
     changes = recipe_changes(options)
+
+    from ..files.weights import PRECISIONS
+
     folder, publication = zoo.publish(
         options.source,
         options.repo_id,
@@ -129,6 +134,8 @@ def _publish(options: argparse.Namespace) -> None:
         recipe=options.recipe,
         command=_command(options.repo_id, options.recipe, changes) if options.recipe else None,
         license=options.license,
+        precisions=options.precisions or PRECISIONS,
+        with_unfolded=not options.folded_only,
         folder=options.folder,
         dry_run=not options.upload,
         private=options.private,

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from .._batches import images_of
+from .._batches import first_images
 from ..network.spiking_network import SpikingNetwork
 from .calibration import calibrate
 from .initial_rate import set_firing_rate
@@ -109,11 +109,7 @@ def training_images(trainer: L.Trainer, count: int, asker: str) -> Tensor:
     Raises:
         MisconfigurationException: There is none.
     """
-    parts: list[Tensor] = []
-    for batch in trainer.train_dataloader or ():
-        parts.append(images_of(batch))
-        if sum(map(len, parts)) >= count:
-            break
-    if not parts:
+    images = first_images(trainer.train_dataloader or (), count)
+    if images is None:
         raise MisconfigurationException(f"{asker} looks at training images, and the training loader has none")
-    return torch.cat(parts)[:count]
+    return images

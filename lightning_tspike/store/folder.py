@@ -49,6 +49,7 @@ __all__ = [
     "REPORT",
     "UNFOLDED",
     "FolderError",
+    "precisions_in",
     "read_folder",
     "read_manifest",
     "read_network",
@@ -193,7 +194,8 @@ def read_folder(
 
     Args:
         path: The folder.
-        precision: Which file of weights to read; by default the most precise that is there. The network is float32.
+        precision: Which file of weights to read; by default the most precise that is there, as a copy of a folder may
+            have only some of the files that were published. The network is float32.
         sha256: As for :func:`read_manifest`.
         model: Where the network is your own: an instance of it, see :func:`lightning_tspike.models.create_network`.
 
@@ -255,8 +257,13 @@ def timm_cfg(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def precisions_in(path: Path, manifest: Manifest) -> list[Precision]:
+    """At which of its precisions a folder has weights, the most precise first; all, where it has no file of them."""
+    return [known for known in manifest.precisions if (path / FILES[known]).exists()] or manifest.precisions
+
+
 def _choose(manifest: Manifest, precision: Precision | None, path: Path) -> Precision:
-    there = manifest.precisions
+    there = precisions_in(path, manifest)
     if precision is None:
         return there[0]
     if precision not in there:

@@ -19,7 +19,7 @@ from ..folding import FoldError, fold
 from ..folding.report import FoldReport
 from ..network.spiking_network import SpikingNetwork
 from .catalog import find_entry
-from .folder import UNFOLDED, read_folder, read_manifest, read_network, write_folder
+from .folder import UNFOLDED, precisions_in, read_folder, read_manifest, read_network, write_folder
 from .hub import Publication, upload
 from .manifest import Manifest
 from .source import FolderSource, open_path, open_source
@@ -50,6 +50,8 @@ def publish(
     command: str | None = None,
     recipe: str | None = None,
     license: str = "apache-2.0",
+    precisions: Iterable[Precision] = PRECISIONS,
+    with_unfolded: bool = True,
     folder: str | os.PathLike[str] | None = None,
     dry_run: bool = True,
     private: bool = False,
@@ -66,6 +68,9 @@ def publish(
         command: What measures it again, for the card; default is ``tspike zoo verify`` with the recipe.
         recipe: Name of the recipe that trained it.
         license: Of the weights.
+        precisions: At which precisions the weights are written.
+        with_unfolded: Whether the network before folding is written too: as large as float32 weights, it is what
+            training goes on from.
         folder: Where the folder is written; default is beside ``source``, ``NAME.hub``.
         dry_run: Only write the folder; look at its README.md, then say False.
         private: Whether a new repository is private.
@@ -76,7 +81,7 @@ def publish(
         The folder; and what was done on the Hub, or None in a dry run.
 
     Raises:
-        ValueError: There is data, but neither its name nor a recipe; a pull request with a tag.
+        ValueError: There is data, but neither its name nor a recipe; a pull request with a tag; no such precision.
         VerificationError: The files do not agree; nothing was published.
         lightning_tspike.store.hub.HubError: The Hub did not take it. Otherwise as ``zoo.load``.
     """
@@ -98,6 +103,8 @@ def publish(
         command=command or (f"tspike zoo verify {name} --recipe {recipe}" if recipe else None),
         label_names=getattr(data, "class_names", None),
         name=name,
+        precisions=precisions,
+        with_unfolded=with_unfolded,
         recipe=recipe,
         license=license,
     )
@@ -115,9 +122,11 @@ def prepare(
     dataset: str | None = None,
     command: str | None = None,
     label_names: Sequence[str] | None = None,
+    precisions: Iterable[Precision] = PRECISIONS,
+    with_unfolded: bool = True,
     **card: Any,
 ) -> Path:
-    """Write the folder to publish: weights at every precision, the unfolded network, card, pictures.
+    """Write the folder to publish: weights, the unfolded network, card, pictures.
 
     What the card says was measured on the weights that were read back from the files.
 
@@ -128,28 +137,35 @@ def prepare(
         dataset: Its name.
         command: What measures it again.
         label_names: Of the classes, where the source does not say.
+        precisions: As for :func:`publish`.
+        with_unfolded: As for :func:`publish`.
         card: What else the card says, see :func:`lightning_tspike.store.card.model_card`.
 
     Raises:
-        ValueError: There are test batches, but no name of the dataset or no command.
+        ValueError: There are test batches, but no name of the dataset or no command; or no such precision.
         VerificationError: The files do not agree with each other, or fold and network differ on the test set.
     """
     if batches is not None and not (dataset and command):
         raise ValueError("figures need their source: say which dataset was measured, and by which command")
+    wanted = list(precisions)
+    if not wanted or not set(wanted) <= set(PRECISIONS):
+        raise ValueError(f"precisions must be some of {list(PRECISIONS)}, got {wanted}")
     read = _read_and_fold(source)
     log = _training_log(Path(source))
     options: dict[str, Any] = {
         "preprocessing": read.preprocessing,
         "label_names": read.label_names or label_names,
         "report": read.report,
-        "precisions": PRECISIONS,
-        "unfolded": read.unfolded,
+        "precisions": [known for known in PRECISIONS if known in wanted],
         "files": {"training_log.csv": log} if log else {},
+        **card,
     }
-    folder = write_folder(folder, read.folded, **options, **card)
+    # whole, whatever of it is published, so that all of it can be compared
+    folder = write_folder(folder, read.folded, **options, unfolded=read.unfolded)
+    verify_folder(folder, read_manifest(folder))
     if batches is not None:
-        measured = remeasure(folder, batches, dataset=str(dataset), command=str(command), report=read.report)
-        write_folder(folder, read.folded, **options, **card, measured=measured)
+        options["measured"] = remeasure(folder, batches, dataset=str(dataset), command=str(command), report=read.report)
+    write_folder(folder, read.folded, **options, unfolded=read.unfolded if with_unfolded else None)
     verify_folder(folder, read_manifest(folder))
     return folder
 
@@ -164,7 +180,8 @@ def remeasure(
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    networks = {precision: read_network(folder, manifest, precision=precision) for precision in manifest.precisions}
+    precisions = precisions_in(folder, manifest)
+    networks = {precision: read_network(folder, manifest, precision=precision) for precision in precisions}
     measured = measure(networks, batches, dataset=dataset, command=command, report=report)
     if manifest.unfolded:
         unfolded = evaluate(read_folder(folder / UNFOLDED)[0], batches, description="testing the unfolded network")
@@ -202,13 +219,14 @@ def verify_folder(folder: Path, manifest: Manifest) -> list[str]:
         FolderError: A file is missing, damaged or was changed.
         VerificationError: Two of them do not agree.
     """
-    precisions = manifest.precisions
+    precisions = precisions_in(folder, manifest)
     exact = read_network(folder, manifest).model.state_dict()
     checked = [f"{precisions[0]} weights are whole and build {manifest.network.backbone}"]
     for precision in precisions[1:]:
         rounded = read_network(folder, manifest, precision=precision).model.state_dict()
         _agree(_decoded(exact, precision), rounded, f"{folder}: the {precision} weights are no rounding of the others")
         checked.append(f"{precision} weights are those rounded")
+    checked += [f"{precision} weights are not here" for precision in manifest.precisions if precision not in precisions]
     if manifest.unfolded:
         unfolded = read_folder(folder / UNFOLDED, sha256=manifest.unfolded)[0]
         try:

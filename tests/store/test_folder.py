@@ -19,6 +19,7 @@ from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork, ternarize
 from lightning_tspike.store.folder import FolderError, read_folder, read_manifest, write_folder
 from lightning_tspike.store.manifest import seal
+from lightning_tspike.store.publish import verify
 
 KWARGS = {"backbone_kwargs": {"layers": [1, 1], "widths": [4, 8]}, "num_classes": 5, "timesteps": 3}
 
@@ -274,12 +275,29 @@ def test_precisions(tmp_path: Path, lively: Callable[..., SpikingNetwork]) -> No
     assert json.loads((folder / "config.json").read_text())["unfolded"] == config.sha256
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(unfolded(x), network(x))
-    (folder / FILES["float32"]).unlink()
-    with pytest.raises(FolderError, match=r"model\.safetensors is missing"):
-        read_folder(folder)
     with pytest.raises(FolderError, match="has no weights of precision 'float16', only float32, bfloat16, int8"):
         read_folder(folder, precision="float16")
-    assert read_folder(folder, precision="int8")
+
+
+def test_copy_with_some_of_the_weights(tmp_path: Path, lively: Callable[..., SpikingNetwork]) -> None:
+    """The most precise that are there are read; each of them must still be the one that was written."""
+    network = lively("tspike_resnet_small", **KWARGS).float()
+    folder = write_folder(tmp_path / "net", network, precisions=("float32", "bfloat16", "int8"))
+    rounded = read_folder(folder, precision="int8")[0].state_dict()
+    for name in ("float32", "bfloat16"):
+        (folder / FILES[name]).unlink()
+    found = read_folder(folder)[0].state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in rounded.items())
+    with pytest.raises(FolderError, match="has no weights of precision 'float32', only int8"):
+        read_folder(folder, precision="float32")
+    assert verify(folder) == [
+        "int8 weights are whole and build tspike_resnet_small",
+        "float32 weights are not here",
+        "bfloat16 weights are not here",
+    ]
+    (folder / FILES["int8"]).unlink()
+    with pytest.raises(FolderError, match=r"model\.safetensors is missing"):
+        read_folder(folder)
 
 
 def _half(weights: dict[str, torch.Tensor]) -> None:

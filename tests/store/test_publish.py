@@ -102,6 +102,26 @@ def test_card(tmp_path: Path) -> None:
     assert ModelCard.load(plain / "README.md").data.eval_results is None
 
 
+def test_only_some_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left out changes nothing else: the card's figures are those of a folder with all of it."""
+    monkeypatch.chdir(tmp_path)
+    words = ["zoo", "publish", str(ENTRY), "tester/small", "--recipe", "digits", "--folder", "out"]
+    run(*words, "--precisions", "int8", "float32", "--folded-only")
+    files = {str(path.relative_to("out")) for path in Path("out").rglob("*") if path.suffix == ".safetensors"}
+    assert files == {"model.safetensors", "model.int8.safetensors"}
+    assert verify("out") == [
+        "float32 weights are whole and build tspike_resnet_small",
+        "int8 weights are those rounded",
+    ]
+    card = (tmp_path / "out/README.md").read_text()
+    assert "| `int8` | 98.89 % |" in card
+    assert "bfloat16" not in card
+    assert "unfolded" not in card
+    with pytest.raises(ValueError, match=r"precisions must be some of \['float32', .*\], got \['int4'\]"):
+        zoo.publish(ENTRY, "tester/small", precisions=["int4"], folder="other")
+    assert not Path("other").exists()
+
+
 def test_figures_need_a_source(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="say which dataset was measured, and by which command"):
         zoo.publish(ENTRY, "tester/net", data=DigitsDataModule(), folder=tmp_path / "out")
