@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Names of the files in a freshly built wheel."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Names and sizes of the files in a freshly built wheel."""
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(out), str(ROOT)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -24,21 +24,25 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (file,) = out.glob("*.whl")
     assert file.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(file) as archive:
-        return archive.namelist()
+        return {file.filename: file.file_size for file in archive.infolist()}
 
 
-def test_only_top_level_is_the_package(wheel: list[str]) -> None:
+def test_only_top_level_is_the_package(wheel: dict[str, int]) -> None:
     assert {name.split("/")[0] for name in wheel if ".dist-info/" not in name} == {"lightning_tspike"}
 
 
-def test_wheel_is_complete(wheel: list[str]) -> None:
+def test_wheel_is_complete(wheel: dict[str, int]) -> None:
+    """All but the float32 weights of larger entries, whose int8 weights are there."""
     source = {
         f"lightning_tspike/{folder}{path.relative_to(ROOT / top)}"
         for top, folder in (("lightning_tspike", ""), ("zoo", "zoo/"), ("callbacks", "callbacks/"))
         for path in (ROOT / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert source <= set(wheel)
+    missing = source - set(wheel)
+    assert all(name.endswith("/model.safetensors") for name in missing)
+    assert {name.replace("model.safetensors", "model.int8.safetensors") for name in missing} <= set(wheel)
+    assert sum(size for name, size in wheel.items() if "/zoo/weights/" in name) < 12_000_000
     assert {"lightning_tspike/py.typed", "lightning_tspike/zoo/recipes/digits.yaml"} <= source
 
 

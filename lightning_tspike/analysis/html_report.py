@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..files.atomic import whole_file
 from .figures import plot_curves
-from .run_logs import ReportError, RunLogs, Series, read_logs
+from .run_logs import ReportError, RunLogs, read_logs
 from .sections import ReportSection, SectionContent, left_out, thinned_series
 
 __all__ = ["ReportError", "write_report"]
@@ -65,11 +64,7 @@ def write_report(run: str | Path, output: str | Path | None = None, *, sections:
 
 
 def _draw_curves(logs: RunLogs) -> SectionContent | None:
-    panels: dict[str, Series] = defaultdict(dict)
-    for stage in ("train", "val", "test"):
-        for tag, series in logs.scalars.items():
-            if tag.startswith(f"{stage}/"):
-                panels[tag.removeprefix(f"{stage}/")][stage] = series
+    panels = logs.quantities()
     if not panels:
         return None
     ordered = dict(sorted(panels.items(), reverse=True))

@@ -19,7 +19,7 @@ from .evaluation import evaluate
 from .figures import plot_firing_rates, plot_neuron_amplitudes
 from .spikes import FiringRate
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "measure", "png"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def measure(
     # pools that sum spikes, as hardware would: an average of spikes is no whole number
     summed, _ = fold(network, images[:8].double().cpu(), integer_pools=True)
     rates = {name: (rate.positive, rate.negative) for name, rate in best.firing_rates.items()}
-    pictures = {"firing_rates.png": _png(plot_firing_rates(rates))}
-    if report is not None:
-        pictures["amplitudes.png"] = _png(plot_neuron_amplitudes({n.name: n.amplitude for n in report.neurons}))
+    pictures = {"firing_rates.png": png(plot_firing_rates(rates))} if rates else {}
+    if report is not None and report.neurons:
+        pictures["amplitudes.png"] = png(plot_neuron_amplitudes({n.name: n.amplitude for n in report.neurons}))
     return Measured(
         dataset,
         len(best.decisions),
@@ -89,8 +89,8 @@ def measure(
     )
 
 
-def _png(figure: Figure) -> bytes:
-    """The same bytes for the same figure: publishing twice changes nothing."""
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file, the same bytes for the same figure: publishing twice changes nothing."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
     return buffer.getvalue()

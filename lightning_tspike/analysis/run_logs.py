@@ -14,6 +14,7 @@ import os
 import re
 import stat
 from array import array
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ class RunLogs:
     folder: Path
     scalars: Series = field(default_factory=dict)
     skipped: int = 0
+
+    def quantities(self) -> dict[str, Series]:
+        """Losses and metrics: quantity -> stage, of ``train``, ``val`` and ``test`` -> (steps, values)."""
+        found: dict[str, Series] = defaultdict(dict)
+        for stage in ("train", "val", "test"):
+            for tag, series in self.scalars.items():
+                if tag.startswith(f"{stage}/"):
+                    found[tag.removeprefix(f"{stage}/")][stage] = series
+        return dict(found)
 
     def json(self, name: str | Path) -> Any:
         """What a JSON file in the folder holds, with clean names and numbers, or None where there is no such file.

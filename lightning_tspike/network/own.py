@@ -81,14 +81,13 @@ def _count_classes(network: SpikingNetwork) -> int:
 
 def _config_of(network: SpikingNetwork) -> NetworkConfig:
     """What can be read off a network that :func:`lightning_tspike.ternarize` made; its first neurons speak for all."""
-    neuron = next(iter(network.neurons().values()))
+    neuron = next(iter(network.neurons().values()), None)
     return NetworkConfig(
         _name(network.model),
         num_classes=_count_classes(network),
         in_chans=network.input_size[0],
         timesteps=network.timesteps,
-        neuron=_kind(neuron),
-        **vars(neuron.options),
+        **({"neuron": "none"} if neuron is None else {"neuron": _kind(neuron), **vars(neuron.options)}),
     )
 
 

@@ -58,11 +58,12 @@ def model_card(
             )
             for precision, accuracy in measured.accuracies.items()
         ]
+    neurons = list(network.neurons().values())
     data = ModelCardData(
         license=license,
         library_name="lightning-tspike",
         pipeline_tag="image-classification",
-        tags=["spiking-neural-network", "ternary-spike"],
+        tags=["spiking-neural-network", "ternary-spike"] if neurons else None,
         model_name=(name or shape.backbone).rpartition("/")[2],
         eval_results=results,
     )
@@ -70,7 +71,7 @@ def model_card(
         data,
         template_path=str(TEMPLATE),
         network=shape,
-        neuron=type(next(iter(network.neurons().values()))).__name__,
+        neuron=type(neurons[0]).__name__ if neurons else None,
         images=f"[B, {shape.in_chans}, H, W] or frames [B, {shape.timesteps}, {shape.in_chans}, H, W]",
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         manifest=manifest,

@@ -86,6 +86,20 @@ ENTRIES = (
         measured_by="tspike zoo verify tspike-cifar10 --recipe cifar10_small --data.dataset=npz --data.root=PATH",
     ),
     ZooEntry(
+        name="tspike-cifar10-fast",
+        architecture="tspike_fast_resnet",
+        tag="cifar10",
+        dataset="CIFAR-10 (93 of its 60,000 images as JPEG)",
+        timesteps=2,
+        status="trained",
+        recipe="cifar10_fast",
+        sha256="6ed1ccd28dc20c6045a4baf7b7b46ab654c7014bff95fb33f7ca088b8305f024",
+        size=7_876_200,
+        metrics={"test/acc1": 0.9187, "test/acc1/int8": 0.9199},
+        measured_by="tspike zoo verify tspike-cifar10-fast --recipe cifar10_fast --data.dataset=npz --data.root=PATH "
+        "--data.num_workers=0",
+    ),
+    ZooEntry(
         name="tspike-nmnist",
         architecture="tspike_resnet_small",
         tag="nmnist",

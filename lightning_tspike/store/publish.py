@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..analysis.evaluation import evaluate
-from ..analysis.measure import Measured, measure
+from ..analysis.figures import plot_curves
+from ..analysis.measure import Measured, measure, png
+from ..analysis.run_logs import read_logs
 from ..files.input_spec import InputSpec
 from ..files.weights import PRECISIONS, Precision, decode, encode
 from ..folding import FoldError, fold
@@ -151,13 +153,12 @@ def prepare(
     if not wanted or not set(wanted) <= set(PRECISIONS):
         raise ValueError(f"precisions must be some of {list(PRECISIONS)}, got {wanted}")
     read = _read_and_fold(source)
-    log = _training_log(Path(source))
     options: dict[str, Any] = {
         "preprocessing": read.preprocessing,
         "label_names": read.label_names or label_names,
         "report": read.report,
         "precisions": [known for known in PRECISIONS if known in wanted],
-        "files": {"training_log.csv": log} if log else {},
+        "files": _of_the_run(Path(source)),
         **card,
     }
     # whole, whatever of it is published, so that all of it can be compared
@@ -255,12 +256,20 @@ def _read_and_fold(path: str | Path) -> _Networks:
     return _Networks(folded, network, report, spec, label_names)
 
 
-def _training_log(checkpoint: Path) -> bytes | None:
-    """Losses and accuracies of the run that a checkpoint is of, as CSVLogger has written them beside its folder."""
-    file = checkpoint.parent.parent / "metrics.csv"
-    if checkpoint.is_dir() or not file.is_file():
-        return None
-    with file.open(newline="") as lines:
+def _of_the_run(checkpoint: Path) -> dict[str, bytes]:
+    """What goes along of the run that a checkpoint is of, where a CSVLogger has written beside it: log and curves."""
+    run = checkpoint.parent.parent
+    if checkpoint.is_dir() or not (run / "metrics.csv").is_file():
+        return {}
+    quantities = read_logs(run).quantities()
+    shown = {name: quantities[name] for name in ("loss", "acc1") if name in quantities}
+    curves = {"training_curves.png": png(plot_curves(shown))} if shown else {}
+    return {"training_log.csv": _training_log(run), **curves}
+
+
+def _training_log(run: Path) -> bytes:
+    """Losses and accuracies of a run."""
+    with (run / "metrics.csv").open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     columns = [name for name in (rows[0] if rows else ()) if name.partition("/")[0] in ("train", "val", "test")]
     text = io.StringIO()

@@ -152,6 +152,38 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "tspike-digits" not in printed
 
 
+def test_what_goes_along_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log and curves of the run that a checkpoint is of, as CSVLogger has written them."""
+    monkeypatch.chdir(tmp_path)
+    logger = "--trainer.logger=CSVLogger", "--trainer.logger.init_args.save_dir=runs"
+    run("fit", "--config", "digits", "--trainer.max_epochs=2", "--trainer.limit_train_batches=3", *logger)
+    (checkpoint,) = tmp_path.glob("runs/*/version_0/checkpoints/best.ckpt")
+    written = prepare(checkpoint, tmp_path / "net")
+    lines = (written / "training_log.csv").read_text().splitlines()
+    assert lines[0].startswith("epoch,step,train/acc1")
+    assert sum(line[:2] == "0," for line in lines) >= 2  # training and validation
+    with Image.open(written / "training_curves.png") as picture:
+        assert picture.size[0] > 300
+    assert "![loss and accuracy over the steps](training_curves.png)" in (written / "README.md").read_text()
+    assert not prepare(written, tmp_path / "again").joinpath("training_curves.png").exists()  # of no run
+
+
+def test_the_ann_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is trained, exported and published by the same commands; its card speaks of no spikes."""
+    monkeypatch.chdir(tmp_path)
+    ann = "--model.neuron=none", "--model.timesteps=1"
+    run("fit", "--config", "digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", *ann)
+    (folded,) = tmp_path.glob("runs/*/version_0/checkpoints/best.folded")
+    assert not zoo.load(folded).neurons()
+    data = DigitsDataModule(batch_size=60)
+    written, _ = zoo.publish(folded, "tester/ann", data=data, recipe="digits", folder="out")
+    card = (written / "README.md").read_text()
+    assert "# tspike_resnet_small, an ANN" in card
+    assert "| `float32` | " in card
+    assert "spiking-neural-network" not in card
+    assert not list(written.glob("*rates.png"))
+
+
 def test_classify(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Image files with the entry's own preprocessing and labels."""
     from sklearn.datasets import load_digits
