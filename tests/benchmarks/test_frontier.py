@@ -66,7 +66,7 @@ def test_page(tmp_path: Path) -> None:
 def test_runs() -> None:
     """Each has a name of its own; the ANN has no target, and only the main points have all seeds."""
     runs = frontier.all_runs("fashion_mnist", 8, ["--data.root=/data"])
-    assert len({run.name for run in runs}) == len(runs) == 6 * (4 + 2 + 2) + 3
+    assert len({run.name for run in runs}) == len(runs) == 6 * 4 + 1 + 2 * (3 * 2 + 1)
     assert all("--data.root=/data" in run.data and not any("root" in word for word in run.words) for run in runs)
     assert {run.facts["target"] for run in runs if run.facts["kind"] == "ANN"} == {None}
 
@@ -101,6 +101,23 @@ def test_a_run_is_done_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     log = (tmp_path / "runs" / "cifar10_ternary-channel_0.15_0_2" / "log.txt").read_text()
     assert "resuming" in log
     assert len(list(tmp_path.glob("runs/*_2/runs/*/version_*"))) == 1
+
+
+@pytest.mark.slow
+def test_without_time_steps(tmp_path: Path) -> None:
+    """The quantised ANN and the ANN, which has no neurons at all."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", x=rng.integers(0, 256, (40, 28, 28, 1), np.uint8), y=np.arange(40) % 10)
+    data = [f"--data.root={tmp_path}", "--data.dataset=npz", "--data.batch_size=20", "--data.val_images=20"]
+    words = ["fashion_mnist", *data, "--only", "ANN_None_0", "--folder", str(tmp_path / "runs"), "--epochs", "1"]
+    frontier.main([*words, "--output", str(tmp_path), "--page", str(tmp_path / "frontier.md")])
+    found = {record["kind"]: record for record in measuring.records(tmp_path / "frontier_fashion_mnist.jsonl")}
+    assert found.keys() == {"quantised ANN", "ANN"}
+    assert {record["timesteps"] for record in found.values()} == {1}
+    assert found["quantised ANN"]["synops"] > 0
+    assert (found["ANN"]["synops"], found["ANN"]["share"], found["ANN"]["firing_rates"]) == (0, None, {})
+    assert found["ANN"]["macs"] == found["ANN"]["ann_macs"]
 
 
 @pytest.mark.slow
