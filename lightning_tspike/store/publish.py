@@ -262,7 +262,7 @@ def _of_the_run(checkpoint: Path) -> dict[str, bytes]:
     if checkpoint.is_dir() or not (run / "metrics.csv").is_file():
         return {}
     quantities = read_logs(run).quantities()
-    shown = {name: quantities[name] for name in ("loss", "acc1") if name in quantities}
+    shown = {name: quantities[name] for name in ["loss", "acc1"] if name in quantities}
     curves = {"training_curves.png": png(plot_curves(shown))} if shown else {}
     return {"training_log.csv": _training_log(run), **curves}
 
