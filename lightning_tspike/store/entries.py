@@ -22,6 +22,8 @@ class ZooEntry:
         recipe: Name of the recipe that trains it: ``tspike fit --config RECIPE``.
         repo_id: ``ORG/NAME`` on the Hugging Face Hub; None where the weights come with the package, or do not exist.
         revision: 40-hex commit of that repository.
+        precision: Which of its weights are read where nothing else is asked for: a package has no others of larger
+            entries.
         sha256: The ``sha256`` in its ``config.json``, which covers all of its files of weights.
         size: Bytes of the float32 weights.
         license: Licence of the weights.
@@ -38,6 +40,7 @@ class ZooEntry:
     recipe: str
     repo_id: str | None = None
     revision: str | None = None
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
     sha256: str | None = None
     size: int | None = None
     license: str = "apache-2.0"
@@ -93,6 +96,7 @@ ENTRIES = (
         timesteps=2,
         status="trained",
         recipe="cifar10_fast",
+        precision="int8",
         sha256="6ed1ccd28dc20c6045a4baf7b7b46ab654c7014bff95fb33f7ca088b8305f024",
         size=7_876_200,
         metrics={"test/acc1": 0.9187, "test/acc1/int8": 0.9199},

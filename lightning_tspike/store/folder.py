@@ -194,8 +194,7 @@ def read_folder(
 
     Args:
         path: The folder.
-        precision: Which file of weights to read; by default the most precise that is there, as a copy of a folder may
-            have only some of the files that were published. The network is float32.
+        precision: Which file of weights to read; by default the most precise that was written. The network is float32.
         sha256: As for :func:`read_manifest`.
         model: Where the network is your own: an instance of it, see :func:`lightning_tspike.models.create_network`.
 
@@ -263,7 +262,7 @@ def precisions_in(path: Path, manifest: Manifest) -> list[Precision]:
 
 
 def _choose(manifest: Manifest, precision: Precision | None, path: Path) -> Precision:
-    there = precisions_in(path, manifest)
+    there = manifest.precisions
     if precision is None:
         return there[0]
     if precision not in there:

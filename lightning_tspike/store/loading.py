@@ -42,8 +42,8 @@ def load(
             folder, such as FoldExport writes; or a checkpoint, which is folded. Names of the zoo go first: write
             ``./NAME`` for a folder of that name.
         folded: False loads the network before folding, to train it on, where that was published.
-        precision: Which of the files of weights to read, ``"float32"``, ``"bfloat16"`` or ``"int8"``; by default the
-            most precise that is there.
+        precision: Which of the files of weights to read, ``"float32"``, ``"bfloat16"`` or ``"int8"``; by default those
+            that the entry names, or the most precise.
         device: Where to put the network; default is the CPU.
         dtype: What to convert it to; it is float32 whatever the precision of the file.
         timesteps: Number of time steps T for which it is shown an image; default is that of its training.

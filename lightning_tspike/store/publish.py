@@ -221,7 +221,7 @@ def verify_folder(folder: Path, manifest: Manifest) -> list[str]:
         VerificationError: Two of them do not agree.
     """
     precisions = precisions_in(folder, manifest)
-    exact = read_network(folder, manifest).model.state_dict()
+    exact = read_network(folder, manifest, precision=precisions[0]).model.state_dict()
     checked = [f"{precisions[0]} weights are whole and build {manifest.network.backbone}"]
     for precision in precisions[1:]:
         rounded = read_network(folder, manifest, precision=precision).model.state_dict()

@@ -44,7 +44,7 @@ def open_source(name_or_path: str | os.PathLike[str]) -> Source:
     name = os.fspath(name_or_path)
     if (entry := find_entry(name)) is not None:
         if (shipped := shipped_weights(entry)) is not None:
-            return FolderSource(shipped, entry.sha256)
+            return FolderSource(shipped, entry.sha256, entry.precision)
         if entry.repo_id and entry.revision:
             return HubSource(entry.repo_id, entry.revision, entry.sha256)
         raise ZooError(
@@ -99,15 +99,17 @@ class FolderSource(Source):
     Attributes:
         path: The folder.
         sha256: What the ``sha256`` of its manifest must be, where the zoo knows it.
+        precision: Which weights are read where nothing else is asked for; None for the most precise.
     """
 
     path: Path
     sha256: str | None = None
+    precision: Precision | None = None
 
     def read(
         self, *, folded: bool = True, precision: Precision | None = None, model: nn.Module | None = None
     ) -> tuple[SpikingNetwork, Manifest]:
-        return _read(*self.fetch("config"), folded, precision, model)
+        return _read(*self.fetch("config"), folded, precision or self.precision, model)
 
     def read_input_spec(self) -> InputSpec | None:
         return self.fetch("config")[1].preprocessing

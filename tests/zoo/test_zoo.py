@@ -52,6 +52,9 @@ def test_entries_are_what_the_table_says(name: str) -> None:
     assert not network.training
     assert config.sha256 == entry.sha256
     assert config.weights["float32"].size == entry.size
+    read = network.state_dict()
+    as_named = zoo.load(name, precision=entry.precision).state_dict()
+    assert all(torch.equal(read[key], tensor) for key, tensor in as_named.items())
     assert (config.network.backbone, config.network.timesteps) == (entry.architecture, entry.timesteps)
     assert not any("amplitude" in key for key in network.state_dict())
     folder, _ = zoo.open_source(name).fetch("all")
