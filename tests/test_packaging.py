@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from cffconvert import Citation
 
+from lightning_tspike import zoo
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,9 +41,8 @@ def test_wheel_is_complete(wheel: dict[str, int]) -> None:
         for path in (ROOT / top).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    missing = source - set(wheel)
-    assert all(name.endswith("/model.safetensors") for name in missing)
-    assert {name.replace("model.safetensors", "model.int8.safetensors") for name in missing} <= set(wheel)
+    larger = [name for name in zoo.list(status="trained") if zoo.info(name).precision == "int8"]
+    assert source - set(wheel) == {f"lightning_tspike/zoo/weights/{name}/model.safetensors" for name in larger}
     assert sum(size for name, size in wheel.items() if "/zoo/weights/" in name) < 12_000_000
     assert {"lightning_tspike/py.typed", "lightning_tspike/zoo/recipes/digits.yaml"} <= source
 

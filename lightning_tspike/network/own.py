@@ -81,13 +81,14 @@ def _count_classes(network: SpikingNetwork) -> int:
 
 def _config_of(network: SpikingNetwork) -> NetworkConfig:
     """What can be read off a network that :func:`lightning_tspike.ternarize` made; its first neurons speak for all."""
-    neuron = next(iter(network.neurons().values()), None)
+    neuron = next(iter(network.neurons().values()), None)  # none in the ANN itself
+    kind = {"neuron": "none"} if neuron is None else {"neuron": _kind(neuron), **vars(neuron.options)}
     return NetworkConfig(
         _name(network.model),
         num_classes=_count_classes(network),
         in_chans=network.input_size[0],
         timesteps=network.timesteps,
-        **({"neuron": "none"} if neuron is None else {"neuron": _kind(neuron), **vars(neuron.options)}),
+        **kind,
     )
 
 

@@ -22,8 +22,8 @@ class ZooEntry:
         recipe: Name of the recipe that trains it: ``tspike fit --config RECIPE``.
         repo_id: ``ORG/NAME`` on the Hugging Face Hub; None where the weights come with the package, or do not exist.
         revision: 40-hex commit of that repository.
-        precision: Which of its weights are read where nothing else is asked for: a package has no others of larger
-            entries.
+        precision: Which of its weights are read where nothing else is asked for; None for the most precise. Of larger
+            entries an installed package has no more precise ones.
         sha256: The ``sha256`` in its ``config.json``, which covers all of its files of weights.
         size: Bytes of the float32 weights.
         license: Licence of the weights.
@@ -40,7 +40,7 @@ class ZooEntry:
     recipe: str
     repo_id: str | None = None
     revision: str | None = None
-    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    precision: Literal["float32", "bfloat16", "int8"] | None = None
     sha256: str | None = None
     size: int | None = None
     license: str = "apache-2.0"

@@ -166,6 +166,8 @@ def prepare(
     verify_folder(folder, read_manifest(folder))
     if batches is not None:
         options["measured"] = remeasure(folder, batches, dataset=str(dataset), command=str(command), report=read.report)
+    elif with_unfolded:
+        return folder
     write_folder(folder, read.folded, **options, unfolded=read.unfolded if with_unfolded else None)
     verify_folder(folder, read_manifest(folder))
     return folder
@@ -214,10 +216,10 @@ def verify(name_or_path: str | os.PathLike[str]) -> list[str]:
 
 
 def verify_folder(folder: Path, manifest: Manifest) -> list[str]:
-    """As :func:`verify`, of a folder on disk whose manifest has been read.
+    """As :func:`verify`, of a folder on disk whose manifest has been read; weights that it lacks are named.
 
     Raises:
-        FolderError: A file is missing, damaged or was changed.
+        FolderError: There are no weights, or a file is damaged or was changed.
         VerificationError: Two of them do not agree.
     """
     precisions = precisions_in(folder, manifest)

@@ -46,7 +46,7 @@ def open_source(name_or_path: str | os.PathLike[str]) -> Source:
         if (shipped := shipped_weights(entry)) is not None:
             return FolderSource(shipped, entry.sha256, entry.precision)
         if entry.repo_id and entry.revision:
-            return HubSource(entry.repo_id, entry.revision, entry.sha256)
+            return HubSource(entry.repo_id, entry.revision, entry.sha256, entry.precision)
         raise ZooError(
             f"{name!r} is planned: its weights do not exist yet. The recipe {entry.recipe!r} trains it: "
             f"tspike fit --config {entry.recipe}  ({recipe_path(entry.recipe)})"
@@ -131,18 +131,21 @@ class HubSource(Source):
         repo_id: ``ORG/NAME``.
         revision: Commit, tag or branch.
         sha256: What the ``sha256`` of its manifest must be, where the zoo knows it.
+        precision: As for FolderSource.
         folder_of_that_name: What is not there, where a user may have meant a folder on disk.
     """
 
     repo_id: str
     revision: str
     sha256: str | None = None
+    precision: Precision | None = None
     folder_of_that_name: Path | None = None
 
     def read(
         self, *, folded: bool = True, precision: Precision | None = None, model: nn.Module | None = None
     ) -> tuple[SpikingNetwork, Manifest]:
         needs: Needs = "weights" if folded else "unfolded"
+        precision = precision or self.precision
         return self._use(lambda folder, manifest: _read(folder, manifest, folded, precision, model), needs, precision)
 
     def read_input_spec(self) -> InputSpec | None:

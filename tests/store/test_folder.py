@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -286,8 +287,8 @@ def test_copy_with_some_of_the_weights(tmp_path: Path, lively: Callable[..., Spi
     for name in ("float32", "bfloat16"):
         (folder / FILES[name]).unlink()
     assert read_folder(folder, precision="int8")
-    for precision in (None, "float32", "bfloat16"):
-        with pytest.raises(FolderError, match=r"safetensors is missing"):
+    for precision, name in ((None, "model"), ("float32", "model"), ("bfloat16", "model.bfloat16")):
+        with pytest.raises(FolderError, match=rf"/{re.escape(name)}\.safetensors is missing"):
             read_folder(folder, precision=precision)
     assert verify(folder) == [
         "int8 weights are whole and build tspike_resnet_small",
