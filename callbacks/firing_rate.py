@@ -109,7 +109,9 @@ class FiringRateMonitor(BatchObserver, RemembersLayers):
                 yield _Observed(rates, operations, readings)
 
     def _operations_of(self, network: SpikingNetwork) -> SynapticOperations | None:
-        """What counts them on this batch; None where nobody can tell who reads the spikes."""
+        """What counts them on this batch; None in an ANN, or where nobody can tell who reads the spikes."""
+        if not network.neurons():
+            return None
         try:
             images = images_of(self._batch, next(network.parameters()).dtype)
             return self._operations.of(network, images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,10 @@ def test_the_ann_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """It is trained, exported and published by the same commands; its card speaks of no spikes."""
     monkeypatch.chdir(tmp_path)
     ann = "--model.neuron=none", "--model.timesteps=1"
-    run("fit", "--config", "digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", *ann)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        run("fit", "--config", "digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", *ann)
+    assert not [warning for warning in warned if "synaptic operations" in str(warning.message)]
     (folded,) = tmp_path.glob("runs/*/version_0/checkpoints/best.folded")
     assert not zoo.load(folded).neurons()
     data = DigitsDataModule(batch_size=60)
