@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,14 @@ def test_a_run_is_done_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     frontier.main([*words, "1"])
     (record,) = measuring.records(tmp_path / "frontier_cifar10.jsonl")
     assert record["name"] == "cifar10_ternary-channel_0.15_0_1"
-    assert (record["target"], record["timesteps"], record["kept"]) == (0.15, 2, [])
+    assert (record["target"], record["timesteps"], record["fold"]["kept"]) == (0.15, 2, [])
+    assert record["fold"]["decisions_that_differ"] <= 1  # of 80; rounding can move a membrane across a threshold
+    assert 0 < record["fold"]["addition_only_macs"] < 1
+    assert len(record["neurons"]) == 6
+    for layer in record["neurons"].values():
+        assert 0 <= layer["unsigned_entropy"] <= layer["entropy"] <= math.log2(3)
+        assert 0 < layer["positive"] + layer["negative"] < 1
+        assert layer["amplitude"] == sorted(layer["amplitude"])
     assert 0 < record["share"] < 1
     assert 15e6 < record["ann_macs"] < 20e6  # that of widths 24-96-96
     assert record["synops"] == pytest.approx(record["share"] * 2 * record["ann_macs"], rel=0.2)
@@ -116,7 +124,7 @@ def test_without_time_steps(tmp_path: Path) -> None:
     assert found.keys() == {"quantised ANN", "ANN"}
     assert {record["timesteps"] for record in found.values()} == {1}
     assert found["quantised ANN"]["synops"] > 0
-    assert (found["ANN"]["synops"], found["ANN"]["share"], found["ANN"]["firing_rates"]) == (0, None, {})
+    assert (found["ANN"]["synops"], found["ANN"]["share"], found["ANN"]["neurons"]) == (0, None, {})
     assert found["ANN"]["macs"] == found["ANN"]["ann_macs"]
 
 
