@@ -4,11 +4,10 @@
     python -m benchmarks.frontier fashion_mnist --data.root=FOLDER
     python -m benchmarks.frontier page                               # only writes docs/frontier.md
 
-Other options ``--data...`` are passed on to ``tspike fit``: ``--data.dataset=npz`` for CIFAR-10 in npz files. All
-networks are narrow versions of the recipe ``cifar10_fast``, of EPOCHS epochs, T = 1 in the first 60 % of them and T = 2
-after; the ANN and the quantised ANN have no time steps. With a target, synaptic operations beyond this share of the
-multiply-accumulates cost something (``synops_target``). The main points are trained with three seeds. Of each run a
-line with its command goes to benchmarks/results/frontier_DATASET.jsonl, and docs/frontier.md is written from these.
+Other options ``--data...`` are passed on to ``tspike fit``: ``--data.dataset=npz`` for CIFAR-10 in npz files. The
+networks are those of narrow_runs.py. With a target, synaptic operations beyond this share of the multiply-accumulates
+cost something (``synops_target``). The main points are trained with three seeds. Of each run a line with its command
+goes to benchmarks/results/frontier_DATASET.jsonl, and docs/frontier.md is written from these.
 """
 
 from __future__ import annotations
@@ -23,33 +22,16 @@ from typing import Any
 import torch
 
 from .measuring import RESULTS, records, table
+from .narrow_runs import DATASETS, EPOCHS, KINDS, RECIPE, narrow_run
 from .training_runs import FitRun, train_all
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = "cifar10_fast"
-EPOCHS = 6
 SEEDS = 3
 WITHIN = 0.005  # two accuracies that differ by no more count as equal
-DATASETS: dict[str, dict[str, Any]] = {
-    "cifar10": {"title": "CIFAR-10", "in_chans": 3, "widths": [24, 96, 96]},
-    "fashion_mnist": {"title": "Fashion-MNIST", "in_chans": 1, "widths": [16, 64, 64]},
-}
-KINDS: dict[str, dict[str, Any]] = {
-    "ternary, channel": {"neuron": "ternary_lif", "amplitude": "channel"},
-    "ternary, layer": {"neuron": "ternary_lif", "amplitude": "layer"},
-    "ternary, fixed": {"neuron": "ternary_lif", "amplitude": "fixed"},
-    "ternary, 2 levels": {"neuron": "ternary_if", "amplitude": "channel", "reset": "soft", "levels": 2},
-    "binary": {"neuron": "binary_lif", "amplitude": "channel"},
-    "quantised ANN": {"neuron": "quantized", "amplitude": "channel", "timesteps": 1},
-    "ANN": {"neuron": "none", "timesteps": 1},
-}
 TARGETS = (None, 0.5, 0.3, 0.15)
 # with all seeds
 MAIN_KINDS = ("ternary, channel", "binary", "quantised ANN", "ANN")
 MAIN_TARGETS = (None, 0.3)
-# where biases of norms start: away from 0 for activations that are odd functions, see models/fast_resnet.py
-START = dict.fromkeys(KINDS, -0.5) | {"binary": 0.0, "ANN": 0.0}
-WEIGHT = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,26 +62,8 @@ def all_runs(dataset: str, epochs: int, data: Sequence[str]) -> list[FitRun]:
         is_main = kind in MAIN_KINDS and target in MAIN_TARGETS
         if (seed and not is_main) or (target and KINDS[kind]["neuron"] == "none"):
             continue
-        facts = {"dataset": dataset, "kind": kind, "target": target, "seed": seed, "epochs": epochs}
-        name = "_".join(map(str, facts.values())).replace(", ", "-").replace(" ", "-")
-        options = _options(dataset, kind, target, seed, epochs)
-        runs.append(FitRun(name, RECIPE, (f"--data.dataset={dataset}", *data), options, facts))
+        runs.append(narrow_run(dataset, kind, seed, data, target=target, epochs=epochs))
     return runs
-
-
-def _options(dataset: str, kind: str, target: float | None, seed: int, epochs: int) -> tuple[str, ...]:
-    shape = DATASETS[dataset]
-    model = {
-        "in_chans": shape["in_chans"],
-        **KINDS[kind],
-        "backbone_kwargs.widths": shape["widths"],
-        "backbone_kwargs.norm_bias": START[kind],
-        "warmup_epochs": epochs / 5,
-    }
-    if target is not None:
-        model |= {"synops_weight": WEIGHT, "synops_target": target, "synops_warmup_epochs": epochs // 4}
-    words = [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}"]
-    return (*words, *(f"--model.{name}={value}" for name, value in model.items()))
 
 
 def _absolute(word: str) -> str:

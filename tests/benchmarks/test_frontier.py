@@ -78,11 +78,11 @@ def test_a_run_is_done_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", x=pixels, y=np.arange(80) % 10)
     data = [f"--data.root={tmp_path}", "--data.dataset=npz", "--data.batch_size=40", "--data.val_images=20"]
-    words = ["cifar10", *data, "--only", "ternary-channel_0.15_0", "--folder", str(tmp_path / "runs")]
+    words = ["cifar10", *data, "--only", "ternary-channel_T2_target0.15_seed0", "--folder", str(tmp_path / "runs")]
     words += ["--output", str(tmp_path), "--page", str(tmp_path / "frontier.md"), "--epochs"]
     frontier.main([*words, "1"])
     (record,) = measuring.records(tmp_path / "frontier_cifar10.jsonl")
-    assert record["name"] == "cifar10_ternary-channel_0.15_0_1"
+    assert record["name"] == "cifar10_ternary-channel_T2_target0.15_seed0_epochs1"
     assert (record["target"], record["timesteps"], record["fold"]["kept"]) == (0.15, 2, [])
     assert record["fold"]["decisions_that_differ"] <= 1  # of 80; rounding can move a membrane across a threshold
     assert 0 < record["fold"]["addition_only_macs"] < 1
@@ -102,13 +102,13 @@ def test_a_run_is_done_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
 
     # a run that was cut off in its second epoch goes on from the end of its first
     first = tmp_path / "runs" / record["name"]
-    first.rename(tmp_path / "runs" / "cifar10_ternary-channel_0.15_0_2")
-    (tmp_path / "runs" / "cifar10_ternary-channel_0.15_0_2" / "finished").unlink()
+    first.rename(tmp_path / "runs" / "cifar10_ternary-channel_T2_target0.15_seed0_epochs2")
+    (tmp_path / "runs" / "cifar10_ternary-channel_T2_target0.15_seed0_epochs2" / "finished").unlink()
     frontier.main([*words, "2"])
     assert len(measuring.records(tmp_path / "frontier_cifar10.jsonl")) == 2
-    log = (tmp_path / "runs" / "cifar10_ternary-channel_0.15_0_2" / "log.txt").read_text()
+    log = (tmp_path / "runs" / "cifar10_ternary-channel_T2_target0.15_seed0_epochs2" / "log.txt").read_text()
     assert "resuming" in log
-    assert len(list(tmp_path.glob("runs/*_2/runs/*/version_*"))) == 1
+    assert len(list(tmp_path.glob("runs/*_epochs2/runs/*/version_*"))) == 1
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_without_time_steps(tmp_path: Path) -> None:
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", x=rng.integers(0, 256, (40, 28, 28, 1), np.uint8), y=np.arange(40) % 10)
     data = [f"--data.root={tmp_path}", "--data.dataset=npz", "--data.batch_size=20", "--data.val_images=20"]
-    words = ["fashion_mnist", *data, "--only", "ANN_None_0", "--folder", str(tmp_path / "runs"), "--epochs", "1"]
+    words = ["fashion_mnist", *data, "--only", "ANN_T1_seed0", "--folder", str(tmp_path / "runs"), "--epochs", "1"]
     frontier.main([*words, "--output", str(tmp_path), "--page", str(tmp_path / "frontier.md")])
     found = {record["kind"]: record for record in measuring.records(tmp_path / "frontier_fashion_mnist.jsonl")}
     assert found.keys() == {"quantised ANN", "ANN"}
