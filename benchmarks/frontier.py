@@ -50,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.dataset != "page":
         torch.set_num_threads(1)  # a training has the other core
         data = [_absolute(word) for word in data]
-        runs = [run for run in all_runs(options.dataset, options.epochs, data) if options.only in run.name]
+        every = all_runs(options.dataset, options.epochs, data)
+        runs = [run for run in every if options.only in run.name]
+        if not runs:
+            parser.error(f"no run has {options.only!r} in its name, as {every[0].name} has")
         train_all(runs, _results(options.output, options.dataset), options.folder.absolute(), options.jobs)
     write_page(options.output, options.page)
 

@@ -64,6 +64,15 @@ def test_page(tmp_path: Path) -> None:
     assert (tmp_path / "docs" / "frontier.png").stat().st_size > 5000
 
 
+def test_only_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        frontier.main(["cifar10", "--data.root=/data", "--only", "ternary_T3"])
+    assert (
+        "no run has 'ternary_T3' in its name, as cifar10_ternary-channel_T2_seed0_epochs6 has"
+        in capsys.readouterr().err
+    )
+
+
 def test_runs() -> None:
     """Each has a name of its own; the ANN has no target, and only the main points have all seeds."""
     runs = frontier.all_runs("fashion_mnist", 8, ["--data.root=/data"])
@@ -130,6 +139,6 @@ def test_without_time_steps(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
-    words = ["cifar10", f"--data.root={tmp_path}", "--data.dataset=npz", "--only", "binary_None_0"]
-    with pytest.raises(RuntimeError, match=r"(?s)binary_None_0.*there is no .*train\.npz"):
+    words = ["cifar10", f"--data.root={tmp_path}", "--data.dataset=npz", "--only", "binary_T2_seed0"]
+    with pytest.raises(RuntimeError, match=r"(?s)binary_T2_seed0.*there is no .*train\.npz"):
         frontier.main([*words, "--folder", str(tmp_path / "runs"), "--output", str(tmp_path)])
