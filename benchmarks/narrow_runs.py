@@ -68,8 +68,14 @@ def narrow_run(
         model |= {"synops_weight": WEIGHT, "synops_target": target, "synops_warmup_epochs": epochs // 4}
     words = [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}"]
     options = (*words, *(f"--model.{name}={value}" for name, value in model.items()))
-    facts = {"dataset": dataset, "kind": kind, "timesteps": model["timesteps"], "target": target, "seed": seed}
-    facts |= {"epochs": epochs}
+    facts = {
+        "dataset": dataset,
+        "kind": kind,
+        "timesteps": model["timesteps"],
+        "target": target,
+        "seed": seed,
+        "epochs": epochs,
+    }
     return FitRun(_name(facts), RECIPE, (f"--data.dataset={dataset}", *data), options, facts)
 
 
