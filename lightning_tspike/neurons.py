@@ -43,6 +43,9 @@ class NeuronOptions:
         threshold: Firing threshold theta > 0, in units of the membrane potential; where it is learned, it starts here.
         learn_decay: Learn tau, one for the layer, as the sigmoid of a parameter (Fang et al. 2021, arXiv 2007.05785).
         learn_threshold: Learn theta, one for the layer.
+        couple_threshold: The threshold goes along with the learned amplitude: theta * a instead of theta. At theta = 1/2
+            and one time step, the spikes a * s are the input rounded to a learned step (LSQ; Esser et al. 2020,
+            arXiv 1902.08153), and norms cancel no amplitude.
         reset: ``"hard"`` sets the membrane potential to 0 after a spike, ``"soft"`` subtracts the threshold.
         detach_reset: Cut the gradient that flows through the reset.
         surrogate: Surrogate gradient: ``"rectangular"``, ``"triangular"`` or ``"arctan"``.
@@ -58,6 +61,7 @@ class NeuronOptions:
     threshold: float = functional.THRESHOLD
     learn_decay: bool = False
     learn_threshold: bool = False
+    couple_threshold: bool = False
     reset: functional.Reset = "hard"
     detach_reset: bool = False
     surrogate: functional.Surrogate = "rectangular"
@@ -77,9 +81,14 @@ class NeuronOptions:
             )
         if not _is_number(self.threshold) or not (self.threshold > 0 and math.isfinite(self.threshold)):
             raise ValueError(f"threshold must be a positive number, got {self.threshold!r}")
-        for name in ("learn_decay", "learn_threshold", "detach_reset"):
+        for name in ("learn_decay", "learn_threshold", "couple_threshold", "detach_reset"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.couple_threshold and (self.amplitude == "fixed" or self.learn_threshold):
+            raise ValueError(
+                "couple_threshold=True needs a learned amplitude and no threshold that is learned by itself, got "
+                f"amplitude={self.amplitude!r}, learn_threshold={self.learn_threshold!r}"
+            )
         if self.reset not in ("hard", "soft"):
             raise ValueError(f"reset must be 'hard' or 'soft', got {self.reset!r}")
         if self.surrogate not in SURROGATES:
@@ -106,7 +115,7 @@ class SpikingNeuron(nn.Module):
             never gets negative, whatever the optimizer does.
         raw_decay: The learned parameter, shape [1], or None; tau is its sigmoid.
         threshold: A parameter, shape [1], where it is learned, otherwise a buffer, shape []; [C] after folding. Its
-            absolute value is theta, :attr:`firing_threshold`.
+            absolute value, times a learned amplitude with ``couple_threshold``, is theta, :attr:`firing_threshold`.
         is_encoder: Whether it ends the static prefix of a :class:`lightning_tspike.SpikingNetwork`: in a call
             with still images its input is [B, ...].
 
@@ -119,7 +128,9 @@ class SpikingNeuron(nn.Module):
     is_ternary: ClassVar[bool]
 
     threshold: Tensor
-    levels: int = 1  # of neurons in older files
+    # of neurons in older files
+    levels: int = 1
+    couple_threshold: bool = False
 
     def __init__(self, timesteps: int, *, channels: int | None = None, **options: Any) -> None:
         super().__init__()
@@ -130,6 +141,7 @@ class SpikingNeuron(nn.Module):
         self.detach_reset = chosen.detach_reset
         self.surrogate = chosen.surrogate
         self.levels = chosen.levels
+        self.couple_threshold = chosen.couple_threshold
         check_levels(self.levels, self.reset, self.is_ternary)
         self.is_encoder = False
         self._static_input = False
@@ -177,8 +189,14 @@ class SpikingNeuron(nn.Module):
 
     @property
     def firing_threshold(self) -> Tensor:
-        """Firing threshold theta > 0, shape [] or [C]; carries a gradient where it is learned."""
-        return _scalar(_positive(self.threshold)) if isinstance(self.threshold, nn.Parameter) else self.threshold
+        """Firing threshold theta > 0, shape [] or [C]; carries a gradient where it is learned, itself or coupled."""
+        own = _scalar(_positive(self.threshold)) if isinstance(self.threshold, nn.Parameter) else self.threshold
+        return own * self.amplitude if self.is_coupled else own
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether the threshold goes along with an amplitude, which it no longer does where that is folded away."""
+        return self.couple_threshold and self.raw_amplitude is not None
 
     @property
     def options(self) -> NeuronOptions:
@@ -186,9 +204,10 @@ class SpikingNeuron(nn.Module):
         return NeuronOptions(
             amplitude=self.amplitude_kind,
             decay=float(torch.as_tensor(self.decay).detach()),
-            threshold=float(self.firing_threshold.detach().flatten()[0]),
+            threshold=float(_positive(self.threshold.detach()).flatten()[0]),
             learn_decay=self.raw_decay is not None,
             learn_threshold=isinstance(self.threshold, nn.Parameter),
+            couple_threshold=self.is_coupled,
             reset=self.reset,
             detach_reset=self.detach_reset,
             surrogate=self.surrogate,
@@ -258,6 +277,7 @@ class SpikingNeuron(nn.Module):
     def extra_repr(self) -> str:
         decay = "learned" if self.raw_decay is not None else self._decay
         threshold = "learned" if isinstance(self.threshold, nn.Parameter) else self.threshold.tolist()
+        threshold = f"{threshold} * amplitude" if self.is_coupled else threshold
         levels = "" if self.levels == 1 else f", levels={self.levels}"
         return (
             f"timesteps={self._timesteps}, amplitude={self.amplitude_kind}, decay={decay}, threshold={threshold}, "

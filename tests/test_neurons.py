@@ -26,10 +26,12 @@ OPTIONS: list[dict[str, Any]] = [
     {"amplitude": "channel"},
     {"reset": "soft", "surrogate": "triangular"},
     {"learn_decay": True, "learn_threshold": True, "surrogate": "arctan", "detach_reset": True},
+    {"couple_threshold": True},
 ]
 LEVELS: list[dict[str, Any]] = [
     {"levels": 3, "reset": "soft", "threshold": 0.2, "amplitude": "channel"},
     {"levels": 3, "reset": "soft", "threshold": 0.2, "learn_threshold": True},
+    {"levels": 3, "reset": "soft", "threshold": 0.2, "amplitude": "channel", "couple_threshold": True},
 ]
 FAMILY = [(name, options) for name, options in itertools.product(NEURONS, OPTIONS)
           if not (name in ("ternary_if", "quantized") and options.get("learn_decay"))]  # fmt: skip
@@ -56,6 +58,7 @@ def one_neuron(neuron: SpikingNeuron, currents: list[float], channel: int) -> li
     numbers = {name: value.tolist() for name, value in neuron.state_dict().items()}
     amplitudes, theta = numbers.get("raw_amplitude", [1.0]), float(neuron.threshold)
     amplitude = amplitudes[channel if len(amplitudes) > 1 else 0]
+    theta *= amplitude if neuron.couple_threshold else 1
     tau, (alpha, beta, gamma) = float(neuron.decay), (0.0, 0.0, 0.0)
     if "raw_memory" in numbers:
         alpha, beta, gamma = torch.tensor(numbers["raw_memory"], dtype=torch.float64).sigmoid().tolist()
@@ -92,7 +95,7 @@ def test_equations(name: str, options: dict[str, Any]) -> None:
 def test_membrane_potential_is_what_fires(name: str, options: dict[str, Any]) -> None:
     neuron, x = build(name, options), current()
     u = neuron.membrane_potential(x)
-    fires = (u.abs() if neuron.is_ternary else u) >= neuron.firing_threshold
+    fires = (u.abs() if neuron.is_ternary else u) >= kernels.per_channel(neuron.firing_threshold, u)
     assert torch.equal(fires, neuron(x) != 0)
 
 
@@ -162,7 +165,7 @@ def test_static_input_is_shown_at_every_step(name: str, options: dict[str, Any])
 @every_neuron
 def test_starts_at_plain_spikes(name: str, options: dict[str, Any]) -> None:
     neuron, x = NEURONS[name](T, channels=C, **options), current().float()
-    fixed = NEURONS[name](T, **{**options, "amplitude": "fixed"})
+    fixed = NEURONS[name](T, **{**options, "amplitude": "fixed", "couple_threshold": False})
     assert torch.equal(neuron(x), fixed(x))
     assert set(neuron(x).unique().tolist()) == set(range(-neuron.levels if neuron.is_ternary else 0, neuron.levels + 1))
 
@@ -316,7 +319,8 @@ def test_parameters_can_be_sharded(name: str, options: dict[str, Any]) -> None:
     assert all(parameter.ndim >= 1 for parameter in neuron.parameters())
     shape = (C,) if options.get("amplitude") == "channel" else ()
     assert torch.as_tensor(neuron.amplitude).shape == shape
-    assert torch.as_tensor(neuron.decay).shape == neuron.firing_threshold.shape == ()
+    assert torch.as_tensor(neuron.decay).shape == ()
+    assert neuron.firing_threshold.shape == (shape if options.get("couple_threshold") else ())
 
 
 @every_neuron
@@ -365,6 +369,19 @@ def test_fsdp2_shards_a_network(one_process_group: None, tmp_path: Path) -> None
         torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name], msg=name)
 
 
+def test_a_coupled_threshold_rounds_to_a_learned_step() -> None:
+    """a * s = a * clip(round(u / a), -1, 1) at one time step, and the gradient of a is LSQ's (arXiv 1902.08153)."""
+    neuron = TernaryLIF(1, couple_threshold=True)
+    nn.init.constant_(neuron.raw_amplitude, 0.8)
+    x = torch.tensor([0.1, 0.3, 0.5, 0.7, 1.5, -0.35, -0.45, -2.0])
+    out = neuron(x)
+    assert torch.equal(out, 0.8 * (x / 0.8).round().clip(-1, 1))
+    out.sum().backward()
+    # inside the window of the surrogate, |u| <= a, round(u / a) - u / a; beyond it sign(u)
+    expected = torch.where(x.abs() <= 0.8, (x / 0.8).round() - x / 0.8, x.sign()).sum()
+    torch.testing.assert_close(neuron.raw_amplitude.grad, expected.reshape(1))
+
+
 def test_amplitude_leaves_zero_again() -> None:
     neuron = TernaryLIF(1)
     neuron.raw_amplitude.data.zero_()
@@ -396,6 +413,8 @@ def test_amplitudes_for_other_channels() -> None:
         ({"reset": "none"}, "reset .* 'none'"),
         ({"surrogate": "box"}, "surrogate .* 'box'"),
         ({"learn_threshold": 1}, "learn_threshold .* 1"),
+        ({"couple_threshold": True, "amplitude": "fixed"}, "couple_threshold=True needs .* amplitude='fixed'"),
+        ({"couple_threshold": True, "learn_threshold": True}, "couple_threshold=True needs .* learn_threshold=True"),
     ],
 )
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:

@@ -81,11 +81,16 @@ def calibrate(network: SpikingNetwork, ann: nn.Module, images: Tensor) -> dict[s
         For each neuron layer the share of the variance of the ANN's activation that its spikes miss, in [0, 1].
 
     Raises:
-        ValueError: ``ann`` has other weights than the network, or ``images`` has another shape, whole numbers or NaN.
+        ValueError: ``ann`` has other weights than the network, or ``images`` has another shape, whole numbers or NaN,
+            or thresholds are coupled to amplitudes.
         TraceError: The network could not be traced.
     """
     if images.ndim != 4 or len(images) < 2:
         raise ValueError(f"calibration needs two or more still images [B, C, H, W], got shape {tuple(images.shape)}")
+    if coupled := [name for name, neuron in network.neurons().items() if neuron.is_coupled]:
+        raise ValueError(
+            f"calibration fits thresholds and amplitudes each for itself, but couple_threshold=True ties them in {coupled}"
+        )
     images = images_of(images, next(network.parameters()).dtype)
     copy_weights(network, ann)
     with ExitStack() as undo:  # the ANN is as it was afterwards

@@ -9,6 +9,8 @@ flows takes that amplitude as its gauge, every other class takes 1. So amplitude
 is, and identity shortcuts carry bare -1, 0, +1. The paper (arXiv 2312.06372, its re-parameterisation section) covers a
 convolution fed by spikes; the rest of the table is this project's. docs/fold.md derives it.
 
+Convolutions that standardise their weights at each call hold the standardised ones after the fold.
+
 A neuron whose class must have g = 1, or shares its class with another amplitude, keeps a / g, and the report says so.
 So does one whose spikes can cancel in a neuron that forgets nothing: there rounding decides (:mod:`.ties`).
 """
@@ -28,7 +30,7 @@ from ..graph.layer_rules import layer_rule_of
 from ..graph.operations import NORMS, WEIGHTED
 from ..graph.tracing import TraceError, copy_of
 from ..network.report import group_numbers
-from ..network.rewrites import Rewrites
+from ..network.rewrites import STANDARDIZED, Rewrites
 from ..network.spiking_network import SpikingNetwork
 from .report import FoldedNeuron, FoldReport
 from .verification import FoldError, frames_like, layer_inputs, samples, spike_signs, verify
@@ -72,6 +74,9 @@ def fold(
         count = samples(network.timesteps)
         example = torch.randn(count, *network.input_size, generator=generator, dtype=torch.float64)
     example = example.detach().to("cpu", torch.float64)
+    modules = folded.model.named_modules()
+    plain = Rewrites(standardized=tuple(name for name, module in modules if isinstance(module, STANDARDIZED)))
+    plain.apply(folded.model)
     try:
         graph = folded.trace(example[:1])
     except TraceError as error:
@@ -81,9 +86,9 @@ def fold(
     groups = group_numbers(classes)
     amplitudes = {neuron: _numbers(neuron.amplitude) for neuron, _ in classes.neurons()}
     _absorb(classes)
-    rewrites = Rewrites(tuple(classes.pools), _merge_norms(classes) if merge_bn else {})
+    rewrites = Rewrites(sum_pools=tuple(classes.pools), merged_norms=_merge_norms(classes) if merge_bn else {})
     rewrites.apply(folded.model)
-    folded.rewrites = folded.rewrites.followed_by(rewrites)
+    folded.rewrites = folded.rewrites.followed_by(plain).followed_by(rewrites)
     deviation = max(verify(exact, folded, x) for x in (example, frames_like(example, network, generator)))
     fired = {name: signs.count_nonzero().item() / signs.numel() for name, signs in spike_signs(folded, example).items()}
     neurons = tuple(
@@ -106,7 +111,14 @@ def fold(
         if neuron.raw_amplitude is not None and classes.has_ties(layer.outputs)
     )
     report = FoldReport(
-        neurons, layers, deviation, rewrites.sum_pools, dict(rewrites.merged_norms), functions=functions, tied=tied
+        neurons,
+        layers,
+        deviation,
+        plain.standardized,
+        rewrites.sum_pools,
+        dict(rewrites.merged_norms),
+        functions=functions,
+        tied=tied,
     )
     return folded.to(weight.device, weight.dtype), report
 

@@ -63,6 +63,7 @@ class FoldReport:
         layers: Every weighted layer, in the order of execution.
         deviation: Greatest deviation of the logits on the verification batch and on frames of noise in float64,
             relative to the greatest logit.
+        standardized: Convolutions that standardised their weights at each call, and hold the result now.
         sum_pools: Average pools that sum now; the gauge has taken up their division.
         merged_norms: Norms that are part of the layer before them now: name of the norm -> name of that layer.
         functions: Activations that are no neurons, because they are called as functions: which one, in which module, at
@@ -74,6 +75,7 @@ class FoldReport:
     neurons: tuple[FoldedNeuron, ...]
     layers: tuple[LayerInput, ...]
     deviation: float
+    standardized: tuple[str, ...] = ()
     sum_pools: tuple[str, ...] = ()
     merged_norms: dict[str, str] | None = None
     functions: tuple[str, ...] = ()

@@ -325,7 +325,11 @@ class TrainingScales(_Ids):
         for _, key, labels in self._amplitudes():
             for channel, label in enumerate(labels):
                 scales.setdefault(label, set()).add((key, channel))
-        live = {key for _, key, labels in self._amplitudes() if any(len(scales[label]) > 1 for label in labels)}
+        live = {
+            key
+            for neuron, key, labels in self._amplitudes()
+            if neuron.is_coupled or any(len(scales[label]) > 1 for label in labels)
+        }
         return {neuron for neuron, key, _ in self._amplitudes() if key not in live}
 
     def _amplitudes(self) -> Iterator[tuple[SpikingNeuron, int, list[int]]]:

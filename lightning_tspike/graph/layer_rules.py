@@ -116,12 +116,13 @@ class NeuronRule(LayerRule):
         return True  # shared amplitudes are one gauge
 
     def absorb(self, module: Any, g_in: Tensor, g_out: Tensor) -> None:
-        threshold = _simplest(module.firing_threshold / g_in)
-        is_learned = isinstance(module.threshold, nn.Parameter)
-        module.threshold = nn.Parameter(torch.atleast_1d(threshold)) if is_learned else threshold
+        threshold = module.firing_threshold / g_in
         if module.raw_amplitude is not None:
             rest = _simplest(module.amplitude / g_out)
             module.raw_amplitude = None if bool((rest == 1).all()) else nn.Parameter(torch.atleast_1d(rest))
+        threshold = _simplest(threshold / module.amplitude if module.is_coupled else threshold)
+        is_learned = isinstance(module.threshold, nn.Parameter)
+        module.threshold = nn.Parameter(torch.atleast_1d(threshold)) if is_learned else threshold
 
     def scale(self, walk: ScaleWalk, module: Any, node: fx.Node, x: fx.Node) -> Tensor:
         walk.pin(walk.ids[x])

@@ -289,7 +289,7 @@ def _check_file(file: Path, facts: WeightsFile | None) -> None:
 def _build(manifest: Manifest, file: Path, numbers: int, model: nn.Module | None) -> SpikingNetwork:
     try:
         network = create_within(manifest.network, numbers, model)
-        network.rewrites = Rewrites(manifest.sum_pools, manifest.merged_norms)
+        network.rewrites = Rewrites(manifest.standardized, manifest.sum_pools, manifest.merged_norms)
         network.rewrites.apply(network.model)
     except Exception as error:  # what a hostile argument does to a model's constructor can be anything
         raise FolderError(f"{file} describes no network that can be built: {error}") from error

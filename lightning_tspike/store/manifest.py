@@ -1,11 +1,12 @@
 """``config.json``: everything needed to rebuild a network, except its weights, and what these must be.
 
-In Python it is a :class:`Manifest`; :func:`read_config` reads it and :func:`write_config` writes it. Schema version 3::
+In Python it is a :class:`Manifest`; :func:`read_config` reads it and :func:`write_config` writes it. Schema version 4::
 
-    schema_version    3
+    schema_version    4
     library_version   version of lightning-tspike that wrote the folder
     network           the fields of lightning_tspike.models.NetworkConfig
     amplitudes        names of the neurons that keep an amplitude of their own; empty where all are folded away
+    standardized      names of convolutions that standardised their weights at each call, and hold the result now
     sum_pools         names of average pools that sum instead
     merged_norms      {name of a batch norm that is gone: name of the layer that has taken it up}
     preprocessing     null where it is not known, or {"input_size": [C, H, W], "mean": [C numbers], "std": [C numbers]};
@@ -16,8 +17,9 @@ In Python it is a :class:`Manifest`; :func:`read_config` reads it and :func:`wri
     unfolded          "sha256" of unfolded/config.json, where that folder holds the network before folding, or null
     sha256            of all the above as JSON with sorted keys and no spaces
 
-So one number, the last, says what the folder holds. Version 2 had neither ``label_names`` nor what follows it (a file
-that was changed could not be told), version 1 neither ``sum_pools`` nor ``merged_norms``. Both are still read.
+So one number, the last, says what the folder holds. Version 3 had no ``standardized``, version 2 neither ``label_names``
+nor what follows it (a file that was changed could not be told), version 1 neither ``sum_pools`` nor ``merged_norms``.
+All are still read.
 """
 
 from __future__ import annotations
@@ -38,15 +40,17 @@ from ..network.spiking_network import SpikingNetwork
 
 __all__ = ["CONFIG", "SCHEMA_VERSION", "Manifest", "WeightsFile", "describe", "read_config", "seal", "write_config"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 CONFIG = "config.json"
 
 _LARGEST = 4 << 20  # bytes; the names of ImageNet's 22k classes take a tenth of it
 _V2 = {"network": dict, "amplitudes": list, "sum_pools": list, "merged_norms": dict, "preprocessing": dict | None}
 _V3 = {**_V2, "label_names": list | None, "weights": dict, "unfolded": str | None, "sha256": str}
+_V4 = {**_V3, "standardized": list}
 _ADDED: dict[int, dict[str, Any]] = {  # what each schema version has added, as it is where it is missing
     2: {"sum_pools": [], "merged_norms": {}},
     3: {"label_names": None, "weights": {}, "unfolded": None, "sha256": None},
+    4: {"standardized": []},
 }
 
 
@@ -70,6 +74,7 @@ class Manifest:
     Attributes:
         network: What the network is built from.
         amplitudes: Names of the neurons that keep an amplitude of their own; empty where all are folded away.
+        standardized: Names of convolutions that standardised their weights at each call, and hold the result now.
         sum_pools: Names of average pools that sum instead.
         merged_norms: Name of a batch norm that is gone -> name of the layer that has taken it up.
         preprocessing: What the network's input is, or None where it is not known.
@@ -82,6 +87,7 @@ class Manifest:
 
     network: NetworkConfig
     amplitudes: tuple[str, ...] = ()
+    standardized: tuple[str, ...] = ()
     sum_pools: tuple[str, ...] = ()
     merged_norms: Mapping[str, str] = field(default_factory=dict)
     preprocessing: InputSpec | None = None
@@ -103,6 +109,7 @@ class Manifest:
             "library_version": self.library_version,
             "network": asdict(self.network),
             "amplitudes": list(self.amplitudes),
+            "standardized": list(self.standardized),
             "sum_pools": list(self.sum_pools),
             "merged_norms": dict(self.merged_norms),
             "preprocessing": self.preprocessing.to_dict() if self.preprocessing is not None else None,
@@ -126,6 +133,7 @@ def describe(
     manifest = Manifest(
         network=config,
         amplitudes=tuple(name for name, neuron in network.neurons().items() if neuron.raw_amplitude is not None),
+        standardized=tuple(network.rewrites.standardized),
         sum_pools=tuple(network.rewrites.sum_pools),
         merged_norms=dict(network.rewrites.merged_norms),
         preprocessing=preprocessing,
@@ -169,10 +177,10 @@ def read_config(file: Path) -> Manifest:
             f"{file} has schema version {schema}, this lightning-tspike {version('lightning-tspike')} reads up to "
             f"{SCHEMA_VERSION}; upgrade lightning-tspike"
         )
-    expected: Mapping[str, Any] = _V3 if schema == 3 else _V2
+    expected: Mapping[str, Any] = {1: _V2, 2: _V2, 3: _V3}.get(schema, _V4)
     if unknown := sorted(config.keys() - expected.keys() - {"schema_version", "library_version"}):
         raise FolderError(f"{file}: unknown entries {unknown} for schema version {schema}")
-    if schema == 3 and seal(config)["sha256"] != config.get("sha256"):
+    if schema >= 3 and seal(config)["sha256"] != config.get("sha256"):
         raise FolderError(
             f"{file} was changed after it was written: 'sha256' does not fit its contents; export or download the "
             "folder again"
@@ -183,7 +191,7 @@ def read_config(file: Path) -> Manifest:
     for key, kind in expected.items():
         if not isinstance(config.get(key, ...), kind):
             raise FolderError(f"{file}: {key!r} is missing or not understood, got {config.get(key)!r}")
-    if schema == SCHEMA_VERSION and not config["weights"]:
+    if schema >= 3 and not config["weights"]:
         raise FolderError(f"{file}: 'weights' names no file")
     try:
         return _manifest_of({**config, **{key: plain(config[key]) for key in expected}})
@@ -194,7 +202,7 @@ def read_config(file: Path) -> Manifest:
 def _manifest_of(config: dict[str, Any]) -> Manifest:
     """Check the entries and make the manifest of them; a ValueError names what is wrong."""
     network = _network_of(config["network"])
-    for key in ("amplitudes", "sum_pools"):
+    for key in ("amplitudes", "standardized", "sum_pools"):
         if not all(isinstance(name, str) for name in config[key]):
             raise ValueError(f"describes no network that can be built: {key!r} must be names, got {config[key]!r}")
     if not all(isinstance(name, str) for name in config["merged_norms"].values()):
@@ -207,6 +215,7 @@ def _manifest_of(config: dict[str, Any]) -> Manifest:
     return Manifest(
         network=network,
         amplitudes=tuple(config["amplitudes"]),
+        standardized=tuple(config["standardized"]),
         sum_pools=tuple(config["sum_pools"]),
         merged_norms=config["merged_norms"],
         preprocessing=spec,

@@ -207,6 +207,11 @@ def test_needs_some_still_images(ann: nn.Module, shape: tuple[int, ...]) -> None
         calibrate(small(), ann, torch.zeros(shape))
 
 
+def test_coupled_thresholds_are_refused(ann: nn.Module) -> None:
+    with pytest.raises(ValueError, match="couple_threshold=True ties them in"):
+        calibrate(small(couple_threshold=True), ann, torch.zeros(4, 1, 8, 8))
+
+
 class _Functional(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -9,11 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import AvgPool2dSame
+from timm.layers import (
+    AvgPool2dSame,
+    Conv2dSame,
+    ScaledStdConv2d,
+    ScaledStdConv2dSame,
+    StdConv2d,
+    StdConv2dSame,
+)
 from torch import nn
 
 from lightning_tspike.folding import FoldError, FoldReport, fold, verify
 from lightning_tspike.network import SpikingNetwork, ternarize
+from lightning_tspike.network.rewrites import STANDARDIZED
 from lightning_tspike.neurons import TernaryLIF
 
 NARROW = {"mlp_ratio": 0.02}  # a narrow head: the full one is all of the time and nothing new
@@ -38,9 +46,12 @@ BACKBONES: dict[str, dict[str, object]] = {
     "mobilenetv2_100": {},  # depthwise convolutions
     "seresnet50": {},  # squeeze and excitation
     "repvgg_a0": {},  # batch norm in the shortcuts
+    "tspike_fast_resnet_small": {"norm_free_gain": 1.27},  # standardised weights instead of norms
+    "nf_resnet26": {},  # the same, and products with gains
+    "resnetv2_50x1_bit": {},  # standardised weights, group norms
 }
 
-LARGE = {"resnet34", "resnet50", "resnetblur50", "resnext50_32x4d", "vgg16_bn", "vgg16", "densenet121", "seresnet50"}
+LARGE = {"nf_resnet26", "resnetv2_50x1_bit", "resnet34", "resnet50", "resnetblur50", "resnext50_32x4d", "vgg16_bn", "vgg16", "densenet121", "seresnet50"}
 
 
 def _case(backbone: str, amplitude: str) -> Any:
@@ -58,6 +69,30 @@ def test_folded_equals_unfolded(lively: Callable[..., SpikingNetwork], backbone:
 
 
 MIXED = ("hrnet_w18_small", "channel")
+
+
+def test_standardized_weights_become_plain() -> None:
+    """Those of every kind: with a gain or without, with padding that depends on the image or not."""
+    model = nn.Sequential(
+        StdConv2d(3, 4, 3, bias=True), nn.ReLU(), StdConv2dSame(4, 6, 3, stride=2), nn.ReLU(),
+        ScaledStdConv2d(6, 8, 3, groups=2), nn.ReLU(), ScaledStdConv2dSame(8, 8, 3, stride=2, bias=False),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    )  # fmt: skip
+    network = ternarize(model, timesteps=2, input_size=(3, 17, 17), freeze_cancelled=False).double()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith(("gain", "raw_amplitude")):
+                parameter.mul_(0.5 + torch.rand_like(parameter))
+    x = torch.randn(2, 3, 17, 17, dtype=torch.float64)
+    folded, report = fold(network, x)
+    assert report.standardized == ("0", "2", "4", "6")
+    assert not report.kept
+    assert not any(isinstance(module, STANDARDIZED) for module in folded.modules())
+    assert isinstance(folded.model[2], Conv2dSame)
+    torch.testing.assert_close(folded(x), network.eval()(x), rtol=1e-9, atol=1e-12)
+    again, report = fold(folded, x)
+    assert report.standardized == ()
+    assert again.rewrites.standardized == ("0", "2", "4", "6")
 
 
 def _check_fold(network: SpikingNetwork, x: torch.Tensor, *, all_fold: bool = True, **options: bool) -> FoldReport:
@@ -107,6 +142,8 @@ def test_spikes_added_to_spikes_fold_by_stages(lively: Callable[..., SpikingNetw
         {"neuron": "quantized", "levels": 2, "learn_threshold": True},
         {"reset": "soft", "surrogate": "arctan"},
         {"learn_decay": True, "learn_threshold": True, "amplitude": "channel"},
+        {"couple_threshold": True, "amplitude": "channel"},
+        {"couple_threshold": True, "freeze_cancelled": False},
     ],
 )
 def test_every_neuron_folds(lively: Callable[..., SpikingNetwork], options: dict[str, object]) -> None:

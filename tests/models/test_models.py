@@ -14,6 +14,7 @@ from timm.models import FeatureInfo, group_parameters
 from timm.optim import param_groups_weight_decay
 from torch import Tensor
 
+from lightning_tspike.analysis.spikes import firing_rates
 from lightning_tspike.folding import fold
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork
@@ -360,3 +361,21 @@ def test_fast_resnet_norms_start_where_they_are_told() -> None:
     assert len(norms) == 6
     assert all(bool((norm.bias == -0.5).all()) for norm in norms)
     assert not bool((model.fc.bias == -0.5).any())
+
+
+def test_fast_resnet_without_norms() -> None:
+    """Its signals keep their size, so neurons fire as often as with norms, and every amplitude is live."""
+    kwargs = {"norm_free_gain": 1.27, "widths": [32, 64, 64]}
+    network = create_network(NetworkConfig("tspike_fast_resnet", 10, timesteps=1, backbone_kwargs=kwargs))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert {neuron.effect for neuron in network.report().neurons} == {"live"}
+    gains = {name for name, _ in network.model.named_parameters() if name.endswith(".gain")}
+    assert len(gains) == 6
+    assert gains < network.model.no_weight_decay()
+    with torch.no_grad():
+        network.model.conv1.weight.copy_(torch.eye(12).view(12, 3, 2, 2))  # white noise stays white
+    with firing_rates(network) as rates:
+        network(torch.randn(16, 3, 32, 32))
+    assert all(0.4 < rate.total < 0.8 for rate in rates.values()), rates
+    with pytest.raises(ValueError, match="norm_free_gain must be a positive number or None, got 0"):
+        timm.create_model("tspike_fast_resnet", norm_free_gain=0)

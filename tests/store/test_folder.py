@@ -381,11 +381,30 @@ def test_structural_changes_survive(tmp_path: Path, lively: Callable[..., Spikin
     assert json.loads((tmp_path / "net" / "fold_report.json").read_text())["deviation"] == report.deviation
 
 
+def test_standardized_weights_survive(tmp_path: Path, lively: Callable[..., SpikingNetwork]) -> None:
+    kwargs = {"norm_free_gain": 1.27, "widths": [8, 8, 8]}
+    network = lively("tspike_fast_resnet", num_classes=5, timesteps=2, backbone_kwargs=kwargs).float()
+    folded, report = fold(network)
+    assert len(report.standardized) == 6
+    loaded, config = read_folder(write_folder(tmp_path / "net", folded))
+    assert config.standardized == report.standardized
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(x), folded(x))
+
+
+def test_thresholds_that_were_coupled_survive(tmp_path: Path, lively: Callable[..., SpikingNetwork]) -> None:
+    network = lively("tspike_resnet_small", **KWARGS, couple_threshold=True).float()
+    x = torch.randn(2, 3, 8, 8)
+    for net in (network, fold(network)[0]):
+        loaded, _ = read_folder(write_folder(tmp_path / f"net{id(net)}", net))
+        assert torch.equal(loaded(x), net(x))
+
+
 def test_schema_version_1_is_read(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     x = torch.randn(2, 3, 8, 8)
     expected = read_folder(folder)[0](x)
-    for entry in ("sum_pools", "merged_norms", "label_names", "weights", "unfolded", "sha256"):
+    for entry in ("standardized", "sum_pools", "merged_norms", "label_names", "weights", "unfolded", "sha256"):
         del config[entry]
     new = ("neuron", "learn_decay", "learn_threshold", "reset", "surrogate", "freeze_cancelled")
     config["network"] = {name: value for name, value in config["network"].items() if name not in new}
@@ -396,6 +415,7 @@ def test_schema_version_1_is_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"standardized": ["conv1"]}, "'conv1' is not the name of a convolution that standardises its weights"),
         ({"sum_pools": ["fc"]}, "'fc' is not the name of an average pool"),
         ({"sum_pools": [3]}, "describes no network that can be built"),
         ({"merged_norms": {"bn1": "bn1"}}, "'bn1' is not the name of a convolution or linear layer"),
