@@ -43,9 +43,9 @@ class NeuronOptions:
         threshold: Firing threshold theta > 0, in units of the membrane potential; where it is learned, it starts here.
         learn_decay: Learn tau, one for the layer, as the sigmoid of a parameter (Fang et al. 2021, arXiv 2007.05785).
         learn_threshold: Learn theta, one for the layer.
-        couple_threshold: The threshold goes along with the learned amplitude: theta * a instead of theta. At theta = 1/2
-            and one time step, the spikes a * s are the input rounded to a learned step (LSQ; Esser et al. 2020,
-            arXiv 1902.08153), and norms cancel no amplitude.
+        couple_threshold: The threshold goes along with the learned amplitude: theta * a instead of theta. At
+            theta = 1/2 and one time step, the spikes a * s are the input rounded to a learned step (LSQ; Esser et
+            al. 2020, arXiv 1902.08153), and norms cancel no amplitude.
         reset: ``"hard"`` sets the membrane potential to 0 after a spike, ``"soft"`` subtracts the threshold.
         detach_reset: Cut the gradient that flows through the reset.
         surrogate: Surrogate gradient: ``"rectangular"``, ``"triangular"`` or ``"arctan"``.

@@ -89,7 +89,8 @@ def calibrate(network: SpikingNetwork, ann: nn.Module, images: Tensor) -> dict[s
         raise ValueError(f"calibration needs two or more still images [B, C, H, W], got shape {tuple(images.shape)}")
     if coupled := [name for name, neuron in network.neurons().items() if neuron.is_coupled]:
         raise ValueError(
-            f"calibration fits thresholds and amplitudes each for itself, but couple_threshold=True ties them in {coupled}"
+            "calibration fits thresholds and amplitudes each for itself, but couple_threshold=True ties them in "
+            f"{coupled}"
         )
     images = images_of(images, next(network.parameters()).dtype)
     copy_weights(network, ann)

@@ -86,11 +86,12 @@ class FastResNet(Backbone):
         in_chans: Channels of the image.
         global_pool: As in :meth:`lightning_tspike.models.backbone.Backbone.reset_classifier`.
         drop_rate: Dropout before the classifier.
-        norm_bias: Where the biases of norms, or those in their place, start. Ternary neurons are odd functions, which cannot tell a contrast from
-            its negative: away from 0, around one of their thresholds, networks of them learn faster.
-        norm_free_gain: None for norms. A number for none: convolutions with a bias, whose weights are standardised, times
-            this gain and a learned one for each channel, stand in their place. Variances stay as they are at 1.27 for
-            ternary neurons with a threshold of 1/2, which send spikes for 0.617 of normally distributed inputs
+        norm_bias: Where the biases of norms, or those in their place, start. Ternary neurons are odd functions, which
+            cannot tell a contrast from its negative: away from 0, around one of their thresholds, networks of them
+            learn faster.
+        norm_free_gain: None for norms. A number for none: in their place are convolutions with a bias, whose weights
+            are standardised, times this gain and a learned one for each channel. Variances stay as they are at 1.27
+            for ternary neurons with a threshold of 1/2, which send spikes for 0.617 of normally distributed inputs
             (0.617^-1/2), at 1.71 for ReLU.
         act_layer: Activation module, or timm's name for it.
         norm_layer: Norm, called with the number of channels, or timm's name for it.

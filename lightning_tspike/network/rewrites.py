@@ -52,7 +52,8 @@ class Rewrites:
             ValueError: A name does not stand for a module of the right kind.
         """
         for name in self.standardized:
-            _replace(model, name, _plain(_module(model, name, STANDARDIZED, "a convolution that standardises its weights")))
+            standardizes = _module(model, name, STANDARDIZED, "a convolution that standardises its weights")
+            _replace(model, name, _plain(standardizes))
         for name in self.sum_pools:
             pool: Any = _module(model, name, (nn.AvgPool2d, nn.AvgPool3d), "an average pool")
             pool.divisor_override = 1
@@ -102,7 +103,7 @@ def _plain(conv: Any) -> nn.Conv2d:
 
 
 def _standardized(conv: Any) -> Tensor:
-    """gain * scale * (W - mean) / sqrt(var + eps) for each output channel; scale is gamma / sqrt(fan-in)."""
+    """W' = gain * scale * (W - mean) / sqrt(var + eps) for each output channel; scale is gamma / sqrt(fan-in)."""
     weight = conv.weight.detach()
     gain = (conv.gain.detach() * conv.scale).flatten() if hasattr(conv, "gain") else None
     flat = weight.reshape(1, len(weight), -1)

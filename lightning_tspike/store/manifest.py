@@ -17,9 +17,9 @@ In Python it is a :class:`Manifest`; :func:`read_config` reads it and :func:`wri
     unfolded          "sha256" of unfolded/config.json, where that folder holds the network before folding, or null
     sha256            of all the above as JSON with sorted keys and no spaces
 
-So one number, the last, says what the folder holds. Version 3 had no ``standardized``, version 2 neither ``label_names``
-nor what follows it (a file that was changed could not be told), version 1 neither ``sum_pools`` nor ``merged_norms``.
-All are still read.
+So one number, the last, says what the folder holds. Version 3 had no ``standardized``, version 2 neither
+``label_names`` nor what follows it (a file that was changed could not be told), version 1 neither ``sum_pools`` nor
+``merged_norms``. All are still read.
 """
 
 from __future__ import annotations

@@ -51,7 +51,10 @@ BACKBONES: dict[str, dict[str, object]] = {
     "resnetv2_50x1_bit": {},  # standardised weights, group norms
 }
 
-LARGE = {"nf_resnet26", "resnetv2_50x1_bit", "resnet34", "resnet50", "resnetblur50", "resnext50_32x4d", "vgg16_bn", "vgg16", "densenet121", "seresnet50"}
+LARGE = {
+    "resnet34", "resnet50", "resnetblur50", "resnext50_32x4d", "vgg16_bn", "vgg16", "densenet121", "seresnet50",
+    "nf_resnet26", "resnetv2_50x1_bit",
+}  # fmt: skip
 
 
 def _case(backbone: str, amplitude: str) -> Any:
