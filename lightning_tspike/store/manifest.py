@@ -47,6 +47,7 @@ _LARGEST = 4 << 20  # bytes; the names of ImageNet's 22k classes take a tenth of
 _V2 = {"network": dict, "amplitudes": list, "sum_pools": list, "merged_norms": dict, "preprocessing": dict | None}
 _V3 = {**_V2, "label_names": list | None, "weights": dict, "unfolded": str | None, "sha256": str}
 _V4 = {**_V3, "standardized": list}
+_ENTRIES: dict[int, Mapping[str, Any]] = {1: _V2, 2: _V2, 3: _V3, 4: _V4}  # older ones by their defaults, below
 _ADDED: dict[int, dict[str, Any]] = {  # what each schema version has added, as it is where it is missing
     2: {"sum_pools": [], "merged_norms": {}},
     3: {"label_names": None, "weights": {}, "unfolded": None, "sha256": None},
@@ -177,7 +178,7 @@ def read_config(file: Path) -> Manifest:
             f"{file} has schema version {schema}, this lightning-tspike {version('lightning-tspike')} reads up to "
             f"{SCHEMA_VERSION}; upgrade lightning-tspike"
         )
-    expected: Mapping[str, Any] = {1: _V2, 2: _V2, 3: _V3}.get(schema, _V4)
+    expected = _ENTRIES[schema]
     if unknown := sorted(config.keys() - expected.keys() - {"schema_version", "library_version"}):
         raise FolderError(f"{file}: unknown entries {unknown} for schema version {schema}")
     if schema >= 3 and seal(config)["sha256"] != config.get("sha256"):
