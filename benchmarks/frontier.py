@@ -7,7 +7,7 @@
 Other options ``--data...`` are passed on to ``tspike fit``: ``--data.dataset=npz`` for CIFAR-10 in npz files. The
 networks are those of narrow_runs.py. With a target, synaptic operations beyond this share of the multiply-accumulates
 cost something (``synops_target``). The main points are trained with three seeds. Of each run a line with its command
-goes to benchmarks/results/frontier_DATASET.jsonl, and docs/frontier.md is written from these.
+goes to benchmarks/results/narrow_runs_DATASET.jsonl, and docs/frontier.md is written from these.
 """
 
 from __future__ import annotations
@@ -22,12 +22,21 @@ from typing import Any
 import torch
 
 from .measuring import RESULTS, records, table
-from .narrow_runs import DATASETS, EPOCHS, KINDS, RECIPE, narrow_run
+from .narrow_runs import BACKBONE, DATASETS, EPOCHS, KINDS, RECIPE, narrow_run, results_file
 from .training_runs import FitRun, train_all
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = 3
 WITHIN = 0.005  # two accuracies that differ by no more count as equal
+FRONTIER_KINDS = (
+    "ternary, channel",
+    "ternary, layer",
+    "ternary, fixed",
+    "ternary, 2 levels",
+    "binary",
+    "quantised ANN",
+    "ANN",
+)
 TARGETS = (None, 0.5, 0.3, 0.15)
 # with all seeds
 MAIN_KINDS = ("ternary, channel", "binary", "quantised ANN", "ANN")
@@ -54,14 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = [run for run in every if options.only in run.name]
         if not runs:
             parser.error(f"no run has {options.only!r} in its name, as {every[0].name} has")
-        train_all(runs, _results(options.output, options.dataset), options.folder.absolute(), options.jobs)
+        train_all(runs, results_file(options.output, options.dataset), options.folder.absolute(), options.jobs)
     write_page(options.output, options.page)
 
 
 def all_runs(dataset: str, epochs: int, data: Sequence[str]) -> list[FitRun]:
     """Every run of a dataset, the first seed's before the others'."""
     runs = []
-    for seed, target, kind in product(range(SEEDS), TARGETS, KINDS):
+    for seed, target, kind in product(range(SEEDS), TARGETS, FRONTIER_KINDS):
         is_main = kind in MAIN_KINDS and target in MAIN_TARGETS
         if (seed and not is_main) or (target and KINDS[kind]["neuron"] == "none"):
             continue
@@ -75,18 +84,21 @@ def _absolute(word: str) -> str:
     return f"{name}={Path(value).absolute()}" if name == "--data.root" else word
 
 
-def _results(folder: Path, dataset: str) -> Path:
-    return folder / f"frontier_{dataset}.jsonl"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
 
+def lines_of(folder: Path, dataset: str) -> list[dict[str, Any]]:
+    """The lines of this benchmark's runs; others have theirs in the same file."""
+    lines = records(results_file(folder, dataset))
+    names = {run.name for epochs in {line["epochs"] for line in lines} for run in all_runs(dataset, epochs, [])}
+    return [line for line in lines if line["name"] in names]
+
+
 def points(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds, in the order of KINDS and TARGETS."""
+    """Means over seeds, in the order of FRONTIER_KINDS and TARGETS."""
     found = []
-    for kind, target in product(KINDS, TARGETS):
+    for kind, target in product(FRONTIER_KINDS, TARGETS):
         same = [line for line in lines if (line["kind"], line["target"]) == (kind, target)]
         if not same:
             continue
@@ -111,7 +123,7 @@ def points(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def saved(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each kind the fewest operations at an accuracy within half a point of its own without a target."""
     rows = []
-    for kind in KINDS:
+    for kind in FRONTIER_KINDS:
         of_kind = [point for point in found if point["kind"] == kind and point["synops"]]
         free = next((point for point in of_kind if point["target"] is None), None)
         if free is None:
@@ -133,30 +145,32 @@ def saved(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def write_page(results: Path, page: Path) -> None:
     """Write the page and its picture beside it from the results there are."""
-    by_dataset = {name: records(_results(results, name)) for name in DATASETS}
+    by_dataset = {name: lines_of(results, name) for name in DATASETS}
     by_dataset = {name: lines for name, lines in by_dataset.items() if lines}
+    if not by_dataset:
+        raise SystemExit(
+            f"{results} has no runs of the frontier: train some first, python -m benchmarks.frontier --help"
+        )
     found = {name: points(lines) for name, lines in by_dataset.items()}
     text = [
         "# Accuracy and synaptic operations",
         "",
-        "Written by `python -m benchmarks.frontier`, from `benchmarks/results/frontier_*.jsonl`, with the command of "
-        f"each run. Narrow versions of the recipe `{RECIPE}`, T = 1 in the first epochs and T = 2 in the last; ANN "
-        "and quantised ANN (the same ternary activations, no memory) have no time steps. Test accuracy of the last "
-        "epoch, folded, in float32. *Target*: the share of the multiply-accumulates (of all time steps, of the layers "
-        "that read spikes) above which synaptic operations cost something in training; *share*: what it was on test "
-        "images.",
+        "Written by `python -m benchmarks.frontier`, from `benchmarks/results/narrow_runs_*.jsonl`, with the command "
+        f"of each run. The recipe `{RECIPE}` with the narrow network `{BACKBONE}`, T = 1 in the first epochs and T = 2 "
+        "in the last; ANN and quantised ANN (the same ternary activations, no memory) have no time steps. Test "
+        "accuracy of the last epoch, folded, in float32. *Target*: the share of the multiply-accumulates (of all time "
+        "steps, of the layers that read spikes) above which synaptic operations cost something in training; *share*: "
+        "what it was on test images.",
         "",
         f"![Accuracy against synaptic operations]({page.stem}.png)",
     ]
     for name, lines in by_dataset.items():
-        shape = DATASETS[name]
         epochs = "/".join(map(str, sorted({line["epochs"] for line in lines})))
         text += [
             "",
-            f"## {shape['title']}",
+            f"## {DATASETS[name]['title']}",
             "",
-            f"Widths {'-'.join(map(str, shape['widths']))}, {epochs} epochs; "
-            f"{lines[0]['ann_macs'] / 1e6:.1f} M multiply-accumulates a pass.",
+            f"{epochs} epochs; {lines[0]['ann_macs'] / 1e6:.1f} M multiply-accumulates a pass.",
             "",
             table([_row(point) for point in found[name]]).rstrip(),
         ]
@@ -191,7 +205,7 @@ def _plot(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, len(found), figsize=(6 * len(found), 4.5), layout="constrained", squeeze=False)
     for axis, (name, of_dataset) in zip(axes[0], found.items(), strict=True):
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(FRONTIER_KINDS):
             of_kind = [point for point in of_dataset if point["kind"] == kind]
             if not of_kind:
                 continue

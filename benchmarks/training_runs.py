@@ -17,18 +17,23 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
+from torch import Tensor
 
-from lightning_tspike import fold
+from lightning_tspike import SpikingNetwork, fold
 from lightning_tspike._batches import first_images
+from lightning_tspike._observe import observing
 from lightning_tspike.analysis.energy import measure_energy
 from lightning_tspike.analysis.evaluation import evaluate
 from lightning_tspike.analysis.spikes import FiringRate
 from lightning_tspike.cli.data import recipe_data
 from lightning_tspike.folding.report import FoldedNeuron
 from lightning_tspike.folding.verification import verify
+from lightning_tspike.functional import per_channel
 from lightning_tspike.store.loading import load
 
 from .measuring import add_record, records
@@ -36,6 +41,9 @@ from .measuring import add_record, records
 __all__ = ["FitRun", "train_all"]
 
 ENERGY_IMAGES = 1000  # test images on which operations are counted
+BINS = (64, 8.0)  # of histograms of membrane potentials: how many, and how far they reach, in thresholds
+
+_of_anns = Lock()
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class FitRun:
         data: Words that change its data, ``--data.dataset=npz``.
         options: Other words of ``tspike fit``.
         facts: What stands beside its results.
+        ann: A run of an ANN that is trained before it, for its weights; None for none.
+        ann_option: The option of ``tspike fit`` that takes the file of these weights.
     """
 
     name: str
@@ -55,10 +65,12 @@ class FitRun:
     data: tuple[str, ...]
     options: tuple[str, ...]
     facts: dict[str, Any]
+    ann: FitRun | None = None
+    ann_option: str | None = None
 
     @property
     def words(self) -> list[str]:
-        """The command's words after ``tspike``, without those that say where the data are."""
+        """The command's words after ``tspike``, without those that say where data and weights are."""
         return ["fit", "--config", self.recipe, *self.options]
 
 
@@ -98,6 +110,8 @@ def _train(run: FitRun, folder: Path, threads: int) -> Path:
     finished = place / "finished"
     if not finished.exists():
         words = [*run.words, *run.data]
+        if run.ann is not None:
+            words.append(f"{run.ann_option}={_weights_of(run.ann, folder, threads)}")
         if list(place.glob("runs/*/version_*/checkpoints/last.ckpt")):
             words += ["--ckpt_path", "last"]
         command = [sys.executable, "-c", "from lightning_tspike.cli.main import main; main()", *words]
@@ -112,6 +126,18 @@ def _train(run: FitRun, folder: Path, threads: int) -> Path:
     return max(place.glob("runs/*/version_*/checkpoints/last.ckpt"), key=os.path.getmtime)
 
 
+def _weights_of(ann: FitRun, folder: Path, threads: int) -> Path:
+    """The file of an ANN's weights, which is trained first where there is none."""
+    with _of_anns:  # two runs may need the same one
+        file = folder / ann.name / "weights.safetensors"
+        if not file.exists():
+            network = load(_train(ann, folder, threads), folded=False)
+            scratch = file.with_name("unfinished.safetensors")
+            save_model(network.model, str(scratch))
+            os.replace(scratch, file)
+        return file
+
+
 def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
     data = recipe_data(run.recipe, [*run.data, "--data.batch_size=500", "--data.num_workers=0"])
     data.setup("test")
@@ -120,6 +146,7 @@ def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
     before, result = (evaluate(net, data.test_dataloader()) for net in (network, folded))
     images = first_images(data.test_dataloader(), ENERGY_IMAGES, torch.float32)
     energy = measure_energy(folded, images)
+    membranes = _membranes(network, images)
     return {
         "accuracy": result.accuracy,
         "timesteps": network.timesteps,
@@ -127,8 +154,12 @@ def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
         "share": energy.synops_share(),
         "macs": energy.macs,
         "ann_macs": energy.ann_macs,
+        "signs": energy.signs,
         "microjoules": energy.total_picojoules / 1e6,
-        "neurons": {neuron.name: _of_layer(neuron, result.firing_rates[neuron.name]) for neuron in report.neurons},
+        "neurons": {
+            neuron.name: _of_layer(neuron, result.firing_rates[neuron.name]) | membranes[neuron.name]
+            for neuron in report.neurons
+        },
         "fold": {
             "unfolded_accuracy": before.accuracy,
             "decisions_that_differ": int((before.decisions != result.decisions).sum()),
@@ -144,3 +175,21 @@ def _of_layer(neuron: FoldedNeuron, rate: FiringRate) -> dict[str, Any]:
     spikes = {key: getattr(rate, key) for key in ("positive", "negative", "entropy", "unsigned_entropy")}
     least, mean, most = min(neuron.amplitude), statistics.fmean(neuron.amplitude), max(neuron.amplitude)
     return {**spikes, "amplitude": [least, mean, most], "effect": neuron.effect}
+
+
+@torch.no_grad()
+def _membranes(network: SpikingNetwork, images: Tensor) -> dict[str, dict[str, Any]]:
+    """By layer the membrane potential before firing, before folding: mean, deviation, and a histogram in thresholds."""
+    found: dict[str, dict[str, Any]] = {}
+    bins, reach = BINS
+
+    def look(name: str, neuron: Any, x: Tensor, _spikes: Tensor) -> None:
+        u = neuron.membrane_potential(x).float()
+        in_thresholds = (u / per_channel(neuron.firing_threshold, u)).clamp(-reach, reach)
+        counts = torch.histc(in_thresholds, bins, -reach, reach) / u.numel()
+        shares = [round(share, 5) for share in counts.tolist()]
+        found[name] = {"membrane": {"mean": float(u.mean()), "std": float(u.std()), "histogram": shares}}
+
+    with observing(network.neurons(), look):
+        network(images)
+    return found
