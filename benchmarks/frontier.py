@@ -12,18 +12,16 @@ goes to benchmarks/results/narrow_runs_DATASET.jsonl, and docs/frontier.md is wr
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .measuring import RESULTS, records, table
-from .narrow_runs import BACKBONE, DATASETS, EPOCHS, KINDS, RECIPE, narrow_run, results_file
-from .training_runs import FitRun, train_all
+from .measuring import records, table
+from .narrow_runs import BACKBONE, DATASETS, KINDS, RECIPE, narrow_run, results_file
+from .run_options import run_parser, split_arguments, train
+from .training_runs import FitRun
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = 3
@@ -45,25 +43,12 @@ MAIN_TARGETS = (None, 0.3)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what has not been trained yet, and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.frontier")
+    parser = run_parser("python -m benchmarks.frontier")
     parser.add_argument("dataset", choices=[*DATASETS, "page"])
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, with a thread each (default: 2)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each training (default: {EPOCHS})")
-    parser.add_argument("--only", metavar="TEXT", default="", help="only runs whose name has it")
-    parser.add_argument("--folder", type=Path, default=Path("runs/frontier"), help="for the runs' own folders")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md")
-    options, data = parser.parse_known_args(arguments)
-    if unknown := [word for word in data if not word.startswith("--data.")]:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options, data = split_arguments(parser, arguments)
     if options.dataset != "page":
-        torch.set_num_threads(1)  # a training has the other core
-        data = [_absolute(word) for word in data]
-        every = all_runs(options.dataset, options.epochs, data)
-        runs = [run for run in every if options.only in run.name]
-        if not runs:
-            parser.error(f"no run has {options.only!r} in its name, as {every[0].name} has")
-        train_all(runs, results_file(options.output, options.dataset), options.folder.absolute(), options.jobs)
+        train(parser, options, options.dataset, all_runs(options.dataset, options.epochs, data))
     write_page(options.output, options.page)
 
 
@@ -76,12 +61,6 @@ def all_runs(dataset: str, epochs: int, data: Sequence[str]) -> list[FitRun]:
             continue
         runs.append(narrow_run(dataset, kind, seed, data, target=target, epochs=epochs))
     return runs
-
-
-def _absolute(word: str) -> str:
-    """An option with the folder from anywhere: each training has a working folder of its own."""
-    name, _, value = word.partition("=")
-    return f"{name}={Path(value).absolute()}" if name == "--data.root" else word
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from typing import Any
 
 from .training_runs import FitRun
 
-__all__ = ["CHANGES", "DATASETS", "EPOCHS", "KINDS", "RECIPE", "narrow_run", "results_file"]
+__all__ = ["BACKBONE", "CHANGES", "DATASETS", "EPOCHS", "KINDS", "RECIPE", "event_run", "narrow_run", "results_file"]
 
 RECIPE = "cifar10_fast"
 BACKBONE = "tspike_fast_resnet_small"
-EPOCHS = 8
+EPOCHS = 6
 TIMESTEPS = 2
 DATASETS: dict[str, dict[str, Any]] = {
     "cifar10": {"title": "CIFAR-10", "in_chans": 3},
@@ -37,10 +37,13 @@ KINDS: dict[str, dict[str, Any]] = {
 # where biases of norms start: away from 0 for activations that are odd functions, see models/fast_resnet.py
 START = dict.fromkeys(KINDS, -0.5) | dict.fromkeys(("binary", "binary, fixed", "ANN"), 0.0)
 WEIGHT = 3.0
-# what else may be changed in the recipe, as words of ``tspike fit``; ANN stands for the weights of the narrow ANN
+# what else may be changed in the recipe, as words of ``tspike fit``; None leaves a word out, ANN stands for the weights
+# of the narrow ANN
 ANN = "ANN"
 CHANGES: dict[str, dict[str, Any]] = {
     "norm-free": {"model.backbone_kwargs.norm_free_gain": 1.27, "model.norm_bias_lr_scale": 1},
+    # shortcuts that carry spikes, where the amplitude of a layer is live in spite of the norms
+    "spike shortcuts": {"model.backbone": "tspike_resnet_small", "model.backbone_kwargs.norm_bias": None},
     "TET": {"model.loss": "tet"},
     "mixup and cutmix": {"data.mixup": 0.2, "data.cutmix": 1.0},
     "teacher": {"model.teacher": BACKBONE, "model.teacher_weights": ANN},
@@ -103,11 +106,34 @@ def narrow_run(
         _name(facts),
         RECIPE,
         (f"--data.dataset={dataset}", *data),
-        (*options, *(f"--{name}={value}" for name, value in words.items())),
+        (*options, *(f"--{name}={value}" for name, value in words.items() if value is not None)),
         facts,
         ann=narrow_run(dataset, "ANN", seed, data, epochs=epochs) if needs else None,
         ann_option=needs[0] if needs else None,
     )
+
+
+def event_run(kind: str, seed: int, data: Sequence[str]) -> FitRun:
+    """One training of the recipe ``nmnist``, half as long; all kinds have the recipe's T frames.
+
+    Args:
+        kind: Of KINDS.
+        seed: Of everything.
+        data: Words ``--data...`` that say where the recordings are.
+    """
+    model = {name: value for name, value in KINDS[kind].items() if name != "timesteps"}
+    facts = {
+        "dataset": "nmnist",
+        "kind": kind,
+        "timesteps": 4,
+        "target": None,
+        "change": None,
+        "seed": seed,
+        "epochs": 10,
+    }
+    options = (f"--seed_everything={seed}", "--trainer.max_epochs=10")
+    words = (f"--model.{name}={value}" for name, value in model.items())
+    return FitRun(_name(facts), "nmnist", tuple(data), (*options, *words), facts)
 
 
 def results_file(folder: Path, dataset: str) -> Path:

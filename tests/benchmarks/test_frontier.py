@@ -68,7 +68,7 @@ def test_only_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         frontier.main(["cifar10", "--data.root=/data", "--only", "ternary_T3"])
     assert (
-        "no run has 'ternary_T3' in its name, as cifar10_ternary-channel_T2_seed0_epochs8 has"
+        "no run has 'ternary_T3' in its name, as cifar10_ternary-channel_T2_seed0_epochs6 has"
         in capsys.readouterr().err
     )
 

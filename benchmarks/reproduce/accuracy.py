@@ -1,0 +1,71 @@
+"""Claim: binary < ternary < ternary with a learned amplitude, in accuracy; beside them the quantised ANN and the ANN.
+
+The same network, recipe and T for all, three seeds. The paper has these side by side on ImageNet alone (its Table 1);
+of CIFAR-10 it prints no binary row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+from ..measuring import table
+from ..narrow_runs import KINDS, event_run, narrow_run
+from ..training_runs import FitRun
+from .comparing import Lines, chosen, comparison_table, percent, values
+
+TITLE = "Accuracy: binary, ternary, ternary with a learned amplitude"
+DATASETS = {"cifar10": (1, 2, 4), "fashion_mnist": (2,), "nmnist": (4,)}  # at which T
+SEEDS = (0, 1, 2)
+SPIKING = ("binary, fixed", "ternary, fixed", "ternary, layer", "ternary, channel")
+TIMELESS = ("quantised ANN", "ANN")
+PAIRS = (
+    ("binary, fixed", "ternary, fixed"),
+    ("ternary, fixed", "ternary, layer"),
+    ("ternary, fixed", "ternary, channel"),
+    ("quantised ANN", "ternary, channel"),
+    ("ternary, channel", "ANN"),
+)
+
+
+def runs(dataset: str, epochs: int, data: Sequence[str]) -> list[FitRun]:
+    """All trainings of a dataset."""
+    if dataset == "nmnist":  # frames of events have T steps whatever the neuron
+        kinds = (*SPIKING, "quantised ANN")
+        return [event_run(kind, seed, data) for seed, kind in product(SEEDS, kinds)]
+    found = []
+    for seed in SEEDS:
+        for steps, kind in product(DATASETS[dataset], SPIKING):
+            found.append(narrow_run(dataset, kind, seed, data, epochs=epochs, timesteps=steps))
+        found += [narrow_run(dataset, kind, seed, data, epochs=epochs) for kind in TIMELESS]
+    return found
+
+
+def section(lines: Lines) -> list[str]:
+    """What the runs say."""
+    settings, pairs = [], []
+    for dataset, all_steps in DATASETS.items():
+        for steps in all_steps:
+            found = {kind: values(chosen(lines[dataset], kind=kind, timesteps=steps)) for kind in SPIKING}
+            for kind in TIMELESS:
+                own = steps if dataset == "nmnist" else KINDS[kind]["timesteps"]
+                found[kind] = values(chosen(lines[dataset], kind=kind, timesteps=own))
+            if not any(found.values()):
+                continue
+            front = {"data": dataset, "T": steps}
+            settings.append({**front, **{kind: percent(by_seed) for kind, by_seed in found.items()}})
+            pairs += [
+                ({**front, "first": first, "second": second}, found[first], found[second])
+                for first, second in PAIRS
+                if found[first] and found[second]
+            ]
+    if not settings:
+        return []
+    return [
+        "Test accuracy in %, last epoch, folded: mean ± standard deviation (seeds). ANNs have no time steps.",
+        "",
+        table(settings),
+        "Is the second better than the first? Differences with the same seed, paired t-test.",
+        "",
+        table(comparison_table(pairs)),
+    ]

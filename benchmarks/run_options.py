@@ -1,0 +1,50 @@
+"""What the commands that train narrow runs have in common: their options, and the training itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .measuring import RESULTS
+from .narrow_runs import EPOCHS, results_file
+from .training_runs import FitRun, train_all
+
+__all__ = ["run_parser", "split_arguments", "train"]
+
+
+def run_parser(prog: str) -> argparse.ArgumentParser:
+    """A parser with the options of trainings."""
+    parser = argparse.ArgumentParser(prog=prog, epilog="Options --data... are passed on to tspike fit.")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, with a thread each (default: 2)")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each training (default: {EPOCHS})")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only runs whose name has it")
+    parser.add_argument("--folder", type=Path, default=Path("runs/narrow"), help="for the runs' own folders")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    return parser
+
+
+def split_arguments(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the words ``--data...``, with paths from anywhere: each training has a folder of its own."""
+    options, words = parser.parse_known_args(arguments)
+    if unknown := [word for word in words if not word.startswith("--data.")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options, [_absolute(word) for word in words]
+
+
+def train(parser: argparse.ArgumentParser, options: argparse.Namespace, dataset: str, every: Sequence[FitRun]) -> None:
+    """Train those of the runs that are asked for and have not been trained yet."""
+    runs = [run for run in every if options.only in run.name]
+    if not runs:
+        parser.error(f"no run has {options.only!r} in its name, as {every[0].name} has")
+    torch.set_num_threads(1)  # a training has the other core
+    train_all(runs, results_file(options.output, dataset), options.folder.absolute(), options.jobs)
+
+
+def _absolute(word: str) -> str:
+    name, _, value = word.partition("=")
+    return f"{name}={Path(value).absolute()}" if name == "--data.root" else word
