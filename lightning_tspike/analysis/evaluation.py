@@ -23,11 +23,13 @@ class Evaluation:
 
     Attributes:
         accuracy: Top-1 accuracy in [0, 1].
+        top5: Top-5 accuracy in [0, 1].
         decisions: Predicted class of every sample, shape [N], in the order of the data.
         firing_rates: By neuron layer.
     """
 
     accuracy: float
+    top5: float
     decisions: Tensor
     firing_rates: dict[str, FiringRate] = field(repr=False)
 
@@ -50,17 +52,18 @@ def evaluate(network: SpikingNetwork, batches: Iterable[Any], *, description: st
     weight = next(network.parameters())
     was_training = network.training
     network.eval()
-    decisions, labels = [], []
+    likeliest, labels = [], []
     try:
         with torch.no_grad(), firing_rates(network) as rates:
             for batch in track(batches, description, transient=True):
                 logits = network(images_of(batch, weight.dtype).to(weight.device))
                 targets = targets_of(batch, logits.shape[-1])
-                decisions.append(logits.argmax(-1).cpu())
+                likeliest.append(logits.topk(min(5, logits.shape[-1])).indices.cpu())
                 labels.append((targets if targets.ndim == 1 else targets.argmax(-1)).cpu())
     finally:
         network.train(was_training)
-    if not decisions:
+    if not labels:
         raise ValueError("nothing to evaluate: the data loader gave no batch")
-    decided = torch.cat(decisions)
-    return Evaluation((decided == torch.cat(labels)).double().mean().item(), decided, rates)
+    found = torch.cat(likeliest)  # [N, 5], the likeliest first
+    right = (found == torch.cat(labels).unsqueeze(1)).double()
+    return Evaluation(right[:, 0].mean().item(), right.sum(1).mean().item(), found[:, 0], rates)

@@ -30,6 +30,7 @@ class Measured:
         dataset: Name of the dataset.
         samples: How many test samples there are.
         accuracies: Top-1 accuracy on them in [0, 1], for each precision of the weights.
+        top5: Top-5 accuracy in the same way.
         command: What measures it again.
         firing_rates: By neuron layer, of the most precise weights.
         energy: Operations and energy per sample, of the most precise weights on the first batch.
@@ -39,6 +40,7 @@ class Measured:
     dataset: str
     samples: int
     accuracies: dict[Precision, float]
+    top5: dict[Precision, float]
     command: str
     firing_rates: dict[str, FiringRate] = field(repr=False)
     energy: EnergyReport = field(repr=False)
@@ -82,6 +84,7 @@ def measure(
         dataset,
         len(best.decisions),
         {precision: result.accuracy for precision, result in results.items()},
+        {precision: result.top5 for precision, result in results.items()},
         command,
         best.firing_rates,
         measure_energy(summed.to(images.device), images),

@@ -99,7 +99,7 @@ def _fold(options: argparse.Namespace) -> None:
 
     from ..store.source import open_path  # imports torch
 
-    network, preprocessing, label_names = open_path(options.checkpoint).read_saved()
+    network, preprocessing, label_names, _ = open_path(options.checkpoint).read_saved()
     facts = {"preprocessing": preprocessing, "label_names": label_names}
     _write_folded(network, output, facts, integer_pools=options.integer_pools, merge_bn=options.merge_bn)
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 from lightning import LightningDataModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -146,6 +147,8 @@ class TrainingCLI(LightningCLI):
             raise MisconfigurationException(str(error)) from error
         if self.subcommand == "fit":
             trainer.callbacks.append(DiscardUntrained(trainer))
+            if not any(isinstance(callback, Timer) for callback in trainer.callbacks):
+                trainer.callbacks.append(Timer())  # its count is in checkpoints, and goes on where a run is resumed
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless the user has chosen another
                 trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from .. import zoo
 from .._tables import new_table
+from ..store.catalog import shipped_facts
 from .commands import Commands
 from .data import recipe_changes, recipe_data
 
@@ -50,6 +52,12 @@ def add_commands(commands: Commands) -> None:
     published.add_argument("--license", default="apache-2.0", help="of the weights; default: %(default)s")
     published.add_argument("--precisions", nargs="+", metavar="PRECISION", help="float32, bfloat16, int8; default: all")
     published.add_argument("--folded-only", action="store_true", help="leave out the network before folding")
+    published.add_argument("--speed", type=Path, metavar="FILE", help="what tspike bench --json has written of it")
+    published.add_argument(
+        "--twin", action="append", default=[], metavar="NAME=CHECKPOINT",
+        help="a network that the same recipe has trained with other neurons, such as ANN=PATH; may be repeated",
+    )  # fmt: skip
+    published.add_argument("--seeds", nargs="+", default=[], metavar="CHECKPOINT", help="trainings with other seeds")
     published.add_argument("--private", action="store_true", help="a new repository is private")
     published.add_argument("--create-pr", action="store_true", help="open a pull request")
     published.add_argument("--tag", help="name for the commit")
@@ -58,9 +66,12 @@ def add_commands(commands: Commands) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    table = new_table("name", "T", "status", "test accuracy", "recipe")
+    table = new_table("name", "T", "accuracy", "size", "latency", "recipe")
     for entry in map(zoo.info, zoo.list(options.pattern, options.status)):
-        table.add_row(entry.name, str(entry.timesteps), entry.status, _accuracy(entry), entry.recipe)
+        facts = shipped_facts(entry)
+        accuracy = _accuracy(entry) if entry.status == "trained" else entry.status
+        size = f"{entry.size / 1e6:.1f} MB" if entry.size else ""
+        table.add_row(entry.name, str(entry.timesteps), accuracy, size, _latency(facts), entry.recipe)
     Console().print(table)
 
 
@@ -75,15 +86,42 @@ def _info(options: argparse.Namespace) -> None:
         "weights": entry.repo_id or ("with this package" if entry.status == "trained" else "none yet"),
         "revision": entry.revision,
         "sha256": entry.sha256,
-        "size": f"{entry.size:,} bytes in float32" if entry.size else None,
+        "size": f"{entry.size:,} bytes" if entry.size else None,
         "read by default": entry.precision,
         "license": entry.license,
         **{name: f"{value:.4f}" for name, value in entry.metrics.items()},
+        **_results(shipped_facts(entry).get("results") or {}),
         "measured by": entry.measured_by,
     }
     for name, value in rows.items():
         if value is not None:
             print(f"{name + ':':<20} {value}")
+
+
+def _results(results: Mapping[str, Any]) -> dict[str, str]:
+    """What ``config.json`` says was measured, beside the accuracies that the table has."""
+    if not results:
+        return {}
+    seconds = results["training_seconds"]
+    return {
+        **{f"top-5, {precision}": f"{share:.4f}" for precision, share in results["top5"].items()},
+        **{f"{kind}, same recipe": f"{accuracy:.4f}" for kind, accuracy in results["twins"].items()},
+        **({"other seeds": ", ".join(f"{accuracy:.4f}" for accuracy in results["seeds"])} if results["seeds"] else {}),
+        "multiply-accumulates": f"{results['macs']:,.0f} per sample",
+        "synaptic operations": f"{results['synops']:,.0f} per sample",
+        "energy": f"{results['microjoules']:.1f} uJ per sample (horowitz)",
+        **{f"{runtime}": f"{time:.3g} ms" for runtime, time in results["milliseconds"].items()},
+        **({"timed": results["timed"]} if results["timed"] else {}),
+        **({"training": f"{seconds / 60:.0f} minutes"} if seconds is not None else {}),
+        "cite": "Guo et al., Ternary Spike, AAAI 2024, arXiv 2312.06372; BibTeX is in the card",
+    }
+
+
+def _latency(facts: Mapping[str, Any]) -> str:
+    """Of a call in its fastest runtime, on the machine that ``tspike zoo info`` names."""
+    times = (facts.get("results") or {}).get("milliseconds", {})
+    own = [time for runtime, time in times.items() if not runtime.startswith("ANN")]
+    return f"{min(own):.3g} ms" if own else ""
 
 
 def _load(options: argparse.Namespace) -> None:
@@ -137,6 +175,9 @@ def _publish(options: argparse.Namespace) -> None:
         license=options.license,
         precisions=options.precisions or PRECISIONS,
         with_unfolded=not options.folded_only,
+        speed=options.speed,
+        twins=dict(_twin(options, word) for word in options.twin),
+        seeds=options.seeds,
         folder=options.folder,
         dry_run=not options.upload,
         private=options.private,
@@ -154,6 +195,13 @@ def _publish(options: argparse.Namespace) -> None:
         print(f"{'published' if publication.is_new else 'there already'}: {options.repo_id}@{publication.revision}")
 
 
+def _twin(options: argparse.Namespace, word: str) -> tuple[str, str]:
+    name, equals, path = word.partition("=")
+    if not (name and equals and path):
+        options.command.parser.error(f"--twin takes NAME=CHECKPOINT, such as ANN=runs/ann/last.ckpt; got {word!r}")
+    return name, path
+
+
 def _command(name: str, recipe: str, changes: Sequence[str]) -> str:
     """What measures the figures again; folders of this machine mean nothing elsewhere."""
     words = [f"{word.partition('=')[0]}=PATH" if Path(word.partition("=")[2]).is_dir() else word for word in changes]
@@ -162,5 +210,7 @@ def _command(name: str, recipe: str, changes: Sequence[str]) -> str:
 
 
 def _accuracy(entry: zoo.ZooEntry) -> str:
-    accuracy = entry.metrics.get("test/acc1")
+    """With the weights that are read by default."""
+    read = entry.precision or "float32"
+    accuracy = entry.metrics.get("test/acc1" if read == "float32" else f"test/acc1/{read}")
     return "" if accuracy is None else f"{100 * accuracy:.2f} %"

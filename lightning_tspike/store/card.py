@@ -80,6 +80,7 @@ def model_card(
         files=files,
         fold=str(report) if report is not None else None,
         measured=measured,
+        results=manifest.results,
         recipe=recipe,
     )
     return str(card)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from . import entries
 from .entries import ZooEntry
 
-__all__ = ["ZooError", "find_entry", "info", "list_entries", "recipe_path", "shipped_weights"]
+__all__ = ["ZooError", "find_entry", "info", "list_entries", "recipe_path", "shipped_facts", "shipped_weights"]
 
 
 class ZooError(LookupError):
@@ -69,6 +70,16 @@ def shipped_weights(entry: ZooEntry) -> Path | None:
     """The folder with an entry's network, where it comes with the package."""
     folder = _zoo() / "weights" / entry.name
     return folder if folder.is_dir() else None
+
+
+def shipped_facts(entry: ZooEntry) -> dict[str, Any]:
+    """What ``config.json`` says of an entry that comes with the package; empty of others.
+
+    ``"weights"`` and ``"results"`` of schema version 4, see :mod:`lightning_tspike.store.manifest`; read as plain JSON,
+    which takes no torch.
+    """
+    folder = shipped_weights(entry)
+    return {} if folder is None else json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def _names() -> dict[str, ZooEntry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -30,11 +31,12 @@ _PREFIX = "network."
 
 
 class SavedNetwork(NamedTuple):
-    """What a checkpoint holds: the network, and what is known of its input and its classes."""
+    """What a checkpoint holds: the network, what is known of its input and its classes, how long it was trained."""
 
     network: SpikingNetwork
     preprocessing: InputSpec | None
     label_names: Sequence[str] | None
+    training_seconds: float | None = None
 
 
 class CheckpointError(ValueError):
@@ -54,8 +56,9 @@ def read_checkpoint(
         model: Where the network is your own: an instance of it, see :func:`lightning_tspike.models.create_network`.
 
     Returns:
-        The network, in train mode on the CPU, what its input is (the datamodule's ``preprocessing``) and its class
-        names, each None where it is not known.
+        The network, in train mode on the CPU, what its input is (the datamodule's ``preprocessing``), its class names
+        and how long it was trained (where a Timer of Lightning's has counted, as in ``tspike fit``), each None where it
+        is not known.
 
     Raises:
         CheckpointError: The file is missing, no checkpoint, sharded, or of another module; it has NaN or infinite
@@ -101,7 +104,7 @@ def read_checkpoint(
         label_names = check_label_names(saved.get(LABEL_NAMES), config.num_classes)
     except ValueError as error:
         raise CheckpointError(f"{path} {error}") from error
-    return SavedNetwork(network, preprocessing, label_names)
+    return SavedNetwork(network, preprocessing, label_names, _training_seconds(saved))
 
 
 def reshape_scalars(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +127,15 @@ def reshape_scalars(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]
                 for name, v in state[key].items()
             }
     return {**state_dict, "state": state}
+
+
+def _training_seconds(saved: Any) -> float | None:
+    """What a Timer has counted, over all the parts of a run that was resumed."""
+    try:
+        seconds = saved["callbacks"]["Timer"]["time_elapsed"]["train"]
+    except (KeyError, TypeError):
+        return None
+    return float(seconds) if type(seconds) in (int, float) and 0 <= seconds < math.inf else None
 
 
 def _config(hyper_parameters: Any, path: Path) -> NetworkConfig:

@@ -42,6 +42,7 @@ from ..network.rewrites import Rewrites
 from ..network.spiking_network import SpikingNetwork
 from .card import model_card
 from .manifest import CONFIG, Manifest, WeightsFile, describe, read_config, write_config
+from .results import Results
 
 __all__ = [
     "CARD",
@@ -72,6 +73,7 @@ def write_folder(
     precisions: Iterable[Precision] = ("float32",),
     unfolded: SpikingNetwork | None = None,
     measured: Measured | None = None,
+    results: Results | None = None,
     files: Mapping[str, bytes] | None = None,
     **card: Any,
 ) -> Path:
@@ -87,6 +89,7 @@ def write_folder(
         precisions: At which precisions the weights are written, see ``weights.py``.
         unfolded: The network before folding, to go into ``unfolded/``.
         measured: What was measured of the network, for the card.
+        results: The same and what was measured beside it, for ``config.json`` and the card.
         files: What else is to be in the folder, by name: pictures, a training log.
         card: What else the card says, see :func:`lightning_tspike.store.card.model_card`.
 
@@ -125,7 +128,7 @@ def write_folder(
         inner: str | None = None
         if unfolded is not None:
             inner = _fill(scratch / UNFOLDED, unfolded, ("float32",), None, facts).sha256
-        manifest = _fill(scratch, network, precisions, inner, facts)
+        manifest = _fill(scratch, network, precisions, inner, facts | {"results": results})
         if report is not None:
             (scratch / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
         text = model_card(network, manifest, report=report, measured=measured, files=list(files or ()), **card)

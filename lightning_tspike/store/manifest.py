@@ -15,11 +15,12 @@ In Python it is a :class:`Manifest`; :func:`read_config` reads it and :func:`wri
     label_names       the K classes' names, or null where they are not known
     weights           {precision: {"sha256", "size" in bytes}} of each file of weights (lightning_tspike.files.weights)
     unfolded          "sha256" of unfolded/config.json, where that folder holds the network before folding, or null
+    results           what was measured of the network (lightning_tspike/store/results.py), or null
     sha256            of all the above as JSON with sorted keys and no spaces
 
-So one number, the last, says what the folder holds. Version 3 had no ``standardized``, version 2 neither
-``label_names`` nor what follows it (a file that was changed could not be told), version 1 neither ``sum_pools`` nor
-``merged_norms``. All are still read.
+So one number, the last, says what the folder holds. Version 3 had neither ``standardized`` nor ``results``, version 2
+neither ``label_names`` nor what follows it (a file that was changed could not be told), version 1 neither ``sum_pools``
+nor ``merged_norms``. All are still read.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ..files.input_spec import InputSpec
 from ..files.weights import PRECISIONS, FolderError, Precision, own_file
 from ..network.config import NetworkConfig
 from ..network.spiking_network import SpikingNetwork
+from .results import Results
 
 __all__ = ["CONFIG", "SCHEMA_VERSION", "Manifest", "WeightsFile", "describe", "read_config", "seal", "write_config"]
 
@@ -46,12 +48,12 @@ CONFIG = "config.json"
 _LARGEST = 4 << 20  # bytes; the names of ImageNet's 22k classes take a tenth of it
 _V2 = {"network": dict, "amplitudes": list, "sum_pools": list, "merged_norms": dict, "preprocessing": dict | None}
 _V3 = {**_V2, "label_names": list | None, "weights": dict, "unfolded": str | None, "sha256": str}
-_V4 = {**_V3, "standardized": list}
+_V4 = {**_V3, "standardized": list, "results": dict | None}
 _ENTRIES: dict[int, Mapping[str, Any]] = {1: _V2, 2: _V2, 3: _V3, 4: _V4}  # older ones by their defaults, below
 _ADDED: dict[int, dict[str, Any]] = {  # what each schema version has added, as it is where it is missing
     2: {"sum_pools": [], "merged_norms": {}},
     3: {"label_names": None, "weights": {}, "unfolded": None, "sha256": None},
-    4: {"standardized": []},
+    4: {"standardized": [], "results": None},
 }
 
 
@@ -82,6 +84,7 @@ class Manifest:
         label_names: Names of the K classes, or None where they are not known.
         weights: What each file of weights must be, by precision; empty where that is not known (before version 3).
         unfolded: ``sha256`` of the configuration in ``unfolded/``, where that folder holds the network before folding.
+        results: What was measured of the network, where it was.
         library_version: Of the lightning-tspike that wrote the file.
         sha256: What says that the file is unchanged and which one it is; None before version 3.
     """
@@ -95,6 +98,7 @@ class Manifest:
     label_names: tuple[str, ...] | None = None
     weights: Mapping[Precision, WeightsFile] = field(default_factory=dict)
     unfolded: str | None = None
+    results: Results | None = None
     library_version: str | None = None
     sha256: str | None = None
 
@@ -117,6 +121,7 @@ class Manifest:
             "label_names": list(self.label_names) if self.label_names is not None else None,
             "weights": {precision: asdict(file) for precision, file in self.weights.items()},
             "unfolded": self.unfolded,
+            "results": self.results.to_dict() if self.results is not None else None,
             "sha256": self.sha256,
         }
 
@@ -128,6 +133,7 @@ def describe(
     label_names: Sequence[str] | None,
     weights: Mapping[Precision, WeightsFile],
     unfolded: str | None,
+    results: Results | None = None,
 ) -> Manifest:
     """The manifest of a network that has a ``config``."""
     config: Any = network.config
@@ -141,6 +147,7 @@ def describe(
         label_names=tuple(label_names) if label_names is not None else None,
         weights=dict(weights),
         unfolded=unfolded,
+        results=results,
         library_version=version("lightning-tspike"),
     )
     return replace(manifest, sha256=seal(manifest.to_dict())["sha256"])
@@ -223,6 +230,7 @@ def _manifest_of(config: dict[str, Any]) -> Manifest:
         label_names=tuple(names) if names is not None else None,
         weights={precision: _weights_file_of(precision, facts) for precision, facts in config["weights"].items()},
         unfolded=config["unfolded"],
+        results=Results.from_dict(config["results"]) if config["results"] is not None else None,
         library_version=library_version if isinstance(library_version, str) else None,
         sha256=config["sha256"],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from .catalog import find_entry
 from .folder import UNFOLDED, precisions_in, read_folder, read_manifest, read_network, write_folder
 from .hub import Publication, upload
 from .manifest import Manifest
+from .results import Results, read_times
 from .source import FolderSource, open_path, open_source
 
 __all__ = ["VerificationError", "prepare", "publish", "remeasure", "verify", "verify_folder"]
@@ -41,6 +42,7 @@ class _Networks(NamedTuple):
     report: FoldReport | None
     preprocessing: InputSpec | None
     label_names: Sequence[str] | None
+    training_seconds: float | None = None
 
 
 def publish(
@@ -54,6 +56,9 @@ def publish(
     license: str = "apache-2.0",
     precisions: Iterable[Precision] = PRECISIONS,
     with_unfolded: bool = True,
+    speed: str | os.PathLike[str] | None = None,
+    twins: Mapping[str, str | os.PathLike[str]] | None = None,
+    seeds: Sequence[str | os.PathLike[str]] = (),
     folder: str | os.PathLike[str] | None = None,
     dry_run: bool = True,
     private: bool = False,
@@ -73,6 +78,10 @@ def publish(
         precisions: At which precisions the weights are written.
         with_unfolded: Whether the network before folding is written too: as large as float32 weights, it is what
             training goes on from.
+        speed: The file that ``tspike bench NETWORK --json FILE`` has written of it.
+        twins: Checkpoints or folders of networks that the same recipe has trained with other neurons, by the names that
+            the card gives them (``"ANN"``, ``"binary"``); they are measured beside it.
+        seeds: The same of trainings with other seeds.
         folder: Where the folder is written; default is beside ``source``, ``NAME.hub``.
         dry_run: Only write the folder; look at its README.md, then say False.
         private: Whether a new repository is private.
@@ -83,7 +92,8 @@ def publish(
         The folder; and what was done on the Hub, or None in a dry run.
 
     Raises:
-        ValueError: There is data, but neither its name nor a recipe; a pull request with a tag; no such precision.
+        ValueError: There is data, but neither its name nor a recipe; speed, twins or seeds, but no data; a speed that
+            is none; a pull request with a tag; no such precision.
         VerificationError: The files do not agree; nothing was published.
         lightning_tspike.store.hub.HubError: The Hub did not take it. Otherwise as ``zoo.load``.
     """
@@ -107,6 +117,9 @@ def publish(
         name=name,
         precisions=precisions,
         with_unfolded=with_unfolded,
+        speed=speed,
+        twins=twins,
+        seeds=seeds,
         recipe=recipe,
         license=license,
     )
@@ -126,6 +139,9 @@ def prepare(
     label_names: Sequence[str] | None = None,
     precisions: Iterable[Precision] = PRECISIONS,
     with_unfolded: bool = True,
+    speed: str | os.PathLike[str] | None = None,
+    twins: Mapping[str, str | os.PathLike[str]] | None = None,
+    seeds: Sequence[str | os.PathLike[str]] = (),
     **card: Any,
 ) -> Path:
     """Write the folder to publish: weights, the unfolded network, card, pictures.
@@ -141,6 +157,9 @@ def prepare(
         label_names: Of the classes, where the source does not say.
         precisions: As for :func:`publish`.
         with_unfolded: As for :func:`publish`.
+        speed: As for :func:`publish`.
+        twins: As for :func:`publish`.
+        seeds: As for :func:`publish`.
         card: What else the card says, see :func:`lightning_tspike.store.card.model_card`.
 
     Raises:
@@ -149,6 +168,9 @@ def prepare(
     """
     if batches is not None and not (dataset and command):
         raise ValueError("figures need their source: say which dataset was measured, and by which command")
+    if batches is None and (speed or twins or seeds):
+        raise ValueError("speed, twins or seeds stand beside the test accuracy: give the data as well")
+    times = read_times(speed) if speed is not None else None  # before anything is written
     wanted = list(precisions)
     if not wanted or not set(wanted) <= set(PRECISIONS):
         raise ValueError(f"precisions must be some of {list(PRECISIONS)}, got {wanted}")
@@ -165,7 +187,15 @@ def prepare(
     folder = write_folder(folder, read.folded, **options, unfolded=read.unfolded)
     verify_folder(folder, read_manifest(folder))
     if batches is not None:
-        options["measured"] = remeasure(folder, batches, dataset=str(dataset), command=str(command), report=read.report)
+        measured = remeasure(folder, batches, dataset=str(dataset), command=str(command), report=read.report)
+        options["measured"] = measured
+        options["results"] = Results.of(
+            measured,
+            times=times,
+            seeds=tuple(_accuracy(path, batches) for path in seeds),
+            twins={kind: _accuracy(path, batches) for kind, path in (twins or {}).items()},
+            training_seconds=read.training_seconds,
+        )
     elif with_unfolded:
         return folder
     write_folder(folder, read.folded, **options, unfolded=read.unfolded if with_unfolded else None)
@@ -245,6 +275,7 @@ def _read_and_fold(path: str | Path) -> _Networks:
     """Read, and fold where that is still to be done."""
     source = open_path(path)
     label_names: Sequence[str] | None
+    seconds = None
     if isinstance(source, FolderSource):
         network, manifest = source.read()
         spec, label_names = manifest.preprocessing, manifest.label_names
@@ -253,9 +284,14 @@ def _read_and_fold(path: str | Path) -> _Networks:
         elif not manifest.amplitudes:
             return _Networks(network, None, None, spec, label_names)
     else:
-        network, spec, label_names = source.read_saved()
+        network, spec, label_names, seconds = source.read_saved()
     folded, report = fold(network.eval())
-    return _Networks(folded, network, report, spec, label_names)
+    return _Networks(folded, network, report, spec, label_names, seconds)
+
+
+def _accuracy(path: str | os.PathLike[str], batches: Iterable[Any]) -> float:
+    """Test accuracy of another network, folded, in float32."""
+    return evaluate(_read_and_fold(Path(path)).folded, batches, description=f"testing {Path(path).name}").accuracy
 
 
 def _of_the_run(checkpoint: Path) -> dict[str, bytes]:

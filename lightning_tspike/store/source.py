@@ -192,7 +192,7 @@ class CheckpointSource(Source):
             raise ZooError(
                 f"{self.path} is a checkpoint, whose weights are float32: precision={precision!r} is for folders"
             )
-        network, spec, label_names = read_checkpoint(self.path, model=model)
+        network, spec, label_names, _ = read_checkpoint(self.path, model=model)
         if folded and network.timesteps > MOST_FOLDED_TIMESTEPS:
             raise ZooError(
                 f"{self.path} has {network.timesteps} timesteps, and folding runs them all: above "

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from lightning_tspike import zoo
+
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -38,6 +40,19 @@ def test_table_and_json(tspike: Callable[..., Any], no_compiler: None, tmp_path:
         assert line in result.stdout
     assert "measuring" not in result.stdout + result.stderr  # no bar where nobody watches
     assert "compiled" in found["missing"]
+    entry = Path(zoo.__file__).parent / "weights" / "tspike-digits"
+    words = ("zoo", "publish", str(entry), "tester/net", "--recipe", "digits", "--folder", "out")
+    (tmp_path / "none.json").write_text("{}")
+    result = tspike(*words, "--speed", "none.json")
+    assert "none.json is not what `tspike bench NETWORK --json FILE` writes" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert tspike(*words, "--speed", "speed.json").status is None
+    times = json.loads((tmp_path / "out/config.json").read_text())["results"]["milliseconds"]
+    assert times["eager"] == 1e3 * found["runtimes"]["eager"]["median_seconds"]
+    assert "ANN, channels last" in times
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"| eager | {times['eager']:.3g} |" in card
+    assert "2 samples a call, " in card
 
 
 @pytest.mark.filterwarnings("ignore:.*compiler.*")

@@ -37,7 +37,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TernaryS
 def test_network_and_preprocessing_come_back(checkpoint: tuple[Path, TernarySNNModule]) -> None:
     path, module = checkpoint
     state = torch.get_rng_state()
-    network, preprocessing, label_names = read_checkpoint(path)
+    network, preprocessing, label_names, seconds = read_checkpoint(path)
+    assert seconds is None  # no Timer has counted
     assert torch.equal(torch.get_rng_state(), state)  # a training run that goes on draws what it would have drawn
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(network.eval()(x), module.network.eval()(x))
@@ -64,7 +65,7 @@ def test_checkpoint_of_an_earlier_version(lively: Callable[..., SpikingNetwork],
     state = {f"network.{name}": value for name, value in network.state_dict().items()}
     hyper_parameters = {"backbone": "tspike_resnet_small", "num_classes": 10, "lr": 0.1, "backbone_kwargs": None}
     torch.save({"state_dict": state, "hyper_parameters": hyper_parameters}, tmp_path / "old.ckpt")
-    loaded, preprocessing, _ = read_checkpoint(tmp_path / "old.ckpt")
+    loaded, preprocessing, *_ = read_checkpoint(tmp_path / "old.ckpt")
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded.eval()(x), network(x))
     assert preprocessing is None

@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lightning_tspike import zoo
+from lightning_tspike.analysis.evaluation import evaluate
 from lightning_tspike.cli.main import main
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.files.weights import FILES, file_facts
-from lightning_tspike.store.folder import FolderError, read_folder
+from lightning_tspike.store.folder import FolderError, read_folder, read_manifest
 from lightning_tspike.store.manifest import seal
 from lightning_tspike.store.publish import VerificationError, prepare, verify
 
@@ -121,6 +122,43 @@ def test_only_some_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match=r"precisions must be some of \['float32', .*\], got \['int4'\]"):
         zoo.publish(ENTRY, "tester/small", precisions=["int4"], folder="other")
     assert not Path("other").exists()
+
+
+def test_what_was_measured_is_in_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the network, of its twins and of other seeds, and how long it was trained; card and commands say it."""
+    monkeypatch.chdir(tmp_path)
+    for folder, options in {"a": [], "b": ["--seed_everything=5"], "ann": ["--model.neuron=none"]}.items():
+        logger = "--trainer.logger=CSVLogger", "--trainer.logger.init_args.save_dir", folder
+        short = "--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_test_batches=0"
+        run("fit", "--config", "digits", *options, *logger, *short)
+    a, b, ann = (str(next(Path(folder).rglob("last.ckpt"))) for folder in ("a", "b", "ann"))
+    words = ["zoo", "publish", a, "tester/net", "--recipe", "digits", "--folder", "out"]
+    run(*words, "--twin", f"ANN={ann}", "--seeds", b, "--precisions", "float32", "--folded-only")
+    results = read_manifest("out").results
+    assert results is not None
+    loader = DigitsDataModule()
+    loader.setup("test")
+    for path, found in [(a, results.top1["float32"]), (b, results.seeds[0]), (ann, results.twins["ANN"])]:
+        assert found == evaluate(zoo.load(path), loader.test_dataloader()).accuracy
+    assert results.top1["float32"] < results.top5["float32"] <= 1
+    assert results.samples == 360
+    assert 0 < results.training_seconds < 600
+    assert results.synops > 0
+    card = Path("out/README.md").read_text()
+    assert f"| ANN | {100 * results.twins['ANN']:.2f} % |" in card
+    assert f"| other seeds | {100 * results.seeds[0]:.2f} % |" in card
+    assert "@inproceedings{guo2024ternary," in card
+    assert "| training took |" in card
+    with pytest.raises(SystemExit) as caught:
+        run(*words, "--twin", "ann")
+    assert caught.value.code == 2
+    with pytest.raises(ValueError, match="speed, twins or seeds stand beside the test accuracy"):
+        zoo.publish(a, "tester/net", folder="other", seeds=[b])
+    config = json.loads(Path("out/config.json").read_text())
+    for change in ({"samples": 0}, {"top1": {"float32": 1.5}}, {"twins": {"ANN": "high"}}, {"macs": -1}, {"more": 1}):
+        Path("out/config.json").write_text(json.dumps(seal(config | {"results": config["results"] | change})))
+        with pytest.raises(FolderError, match="'results'"):
+            read_manifest("out")
 
 
 def test_figures_need_a_source(tmp_path: Path) -> None:

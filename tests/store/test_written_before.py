@@ -43,7 +43,7 @@ def test_int8_weights_are_the_rounded_ones(tmp_path: Path) -> None:
 
 
 def test_checkpoint() -> None:
-    network, _, label_names = read_checkpoint(WRITTEN / "a.ckpt")
+    network, _, label_names, _ = read_checkpoint(WRITTEN / "a.ckpt")
     assert same(network.eval(), "unfolded")
     assert same(fold(network)[0], "folded")
     assert label_names == list("0123456789")
