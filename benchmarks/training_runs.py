@@ -34,6 +34,7 @@ from lightning_tspike.cli.data import recipe_data
 from lightning_tspike.folding.report import FoldedNeuron
 from lightning_tspike.folding.verification import verify
 from lightning_tspike.functional import per_channel
+from lightning_tspike.store.checkpoint import read_checkpoint
 from lightning_tspike.store.loading import load
 
 from .measuring import add_record, records
@@ -141,7 +142,8 @@ def _weights_of(ann: FitRun, folder: Path, threads: int) -> Path:
 def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
     data = recipe_data(run.recipe, [*run.data, "--data.batch_size=500", "--data.num_workers=0"])
     data.setup("test")
-    network = load(checkpoint, folded=False)
+    saved = read_checkpoint(checkpoint)
+    network = saved.network.eval()
     folded, report = fold(network, integer_pools=True)
     before, result = (evaluate(net, data.test_dataloader()) for net in (network, folded))
     images = first_images(data.test_dataloader(), ENERGY_IMAGES, torch.float32)
@@ -149,6 +151,7 @@ def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
     membranes = _membranes(network, images)
     return {
         "accuracy": result.accuracy,
+        "training_seconds": saved.training_seconds,
         "timesteps": network.timesteps,
         "synops": energy.synops,
         "share": energy.synops_share(),

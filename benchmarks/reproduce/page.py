@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,8 @@ def write_page(results: Path, page: Path) -> None:
         "100 test recordings) by the recipe `nmnist`. They compare; they are not records. What has no figure yet is "
         "not here.",
     ]
+    if any(lines.values()):
+        text += ["", table([_cost(name, of_dataset) for name, of_dataset in lines.items() if of_dataset])]
     for name, claim in CLAIMS.items():
         if section := claim.section(lines):
             text += ["", f"## {claim.TITLE}", "", f"`{name}`", "", *section]
@@ -60,6 +64,18 @@ def write_page(results: Path, page: Path) -> None:
     ]
     page.write_text("\n".join(text).rstrip().replace("\n\n\n", "\n\n") + "\n")
     page.with_suffix(".csv").write_text(_csv(every))
+
+
+def _cost(dataset: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How long the trainings of a dataset took."""
+    minutes = [line["training_seconds"] / 60 for line in lines]
+    mean, total = statistics.fmean(minutes), sum(minutes) / 60
+    return {
+        "data": dataset,
+        "trainings": len(lines),
+        "minutes each, one thread": f"{mean:.1f}",
+        "hours in all, one thread": f"{total:.1f}",
+    }
 
 
 def _epochs(lines: dict[str, list[dict[str, Any]]]) -> str:

@@ -145,10 +145,10 @@ class TrainingCLI(LightningCLI):
             trainer: Any = super().instantiate_trainer(**changes)
         except (ValueError, RuntimeError, ImportError) as error:  # the trainer's checks of its options
             raise MisconfigurationException(str(error)) from error
+        if not any(isinstance(callback, Timer) for callback in trainer.callbacks):
+            trainer.callbacks.append(Timer())  # its count is in checkpoints, and goes on where a run is resumed
         if self.subcommand == "fit":
             trainer.callbacks.append(DiscardUntrained(trainer))
-            if not any(isinstance(callback, Timer) for callback in trainer.callbacks):
-                trainer.callbacks.append(Timer())  # its count is in checkpoints, and goes on where a run is resumed
             if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # unless the user has chosen another
                 trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

@@ -33,6 +33,7 @@ def line(kind: str, seed: int, accuracy: float, timesteps: int = 2, **facts: Any
     return {
         "name": f"{kind}{timesteps}{seed}{facts}", "dataset": "cifar10", "kind": kind, "timesteps": timesteps,
         "target": None, "change": None, "seed": seed, "epochs": 6, "accuracy": accuracy,
+        "training_seconds": 120.0,
         "synops": 0.0 if kind == "ANN" else 8e6, "macs": 2e6, "ann_macs": 8e6, "share": 0.5, "signs": 1e5,
         "microjoules": 1.0, "neurons": {} if kind == "ANN" else {"act": neuron | {"membrane": membrane}},
         "fold": {**fold, "addition_only_macs": 0.75, "kept": []}, **facts,
@@ -95,6 +96,7 @@ def test_page(tmp_path: Path) -> None:
     assert "| cifar10 | 2 | 71.00 ± 1.00 (3) | 76.11 ± 1.11 (3) | 75.33 ± 1.15 (3) | 75.00 ± 1.00 (3) |" in page
     first, last = "| cifar10 | 2 | binary, fixed | ternary, fixed | +5.11", "| holds |"
     assert any(row.startswith(first) and row.endswith(last) for row in page.splitlines())
+    assert "| cifar10 | 16 | 2.0 | 0.5 |" in page
     assert "| `act` | 1.485 |" in page
     assert "| TET | 74.50 (1) | +0.50 (1) |  | one seed: no test |" in page
     assert "| cifar10 | 15 | 0 | 0.01 | 2 |" in page  # the ANN has no fold
@@ -166,3 +168,4 @@ def test_frames_of_events(tmp_path: Path, shared: Callable[[str], Path]) -> None
     (record,) = measuring.records(tmp_path / "lines.jsonl")
     assert (record["dataset"], record["timesteps"], record["fold"]["kept"]) == ("nmnist", 4, [])
     assert record["synops"] > 0
+    assert record["training_seconds"] > 0

@@ -404,7 +404,16 @@ def test_schema_version_1_is_read(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     x = torch.randn(2, 3, 8, 8)
     expected = read_folder(folder)[0](x)
-    for entry in ("standardized", "sum_pools", "merged_norms", "label_names", "weights", "unfolded", "sha256"):
+    for entry in (
+        "standardized",
+        "results",
+        "sum_pools",
+        "merged_norms",
+        "label_names",
+        "weights",
+        "unfolded",
+        "sha256",
+    ):
         del config[entry]
     new = ("neuron", "learn_decay", "learn_threshold", "reset", "surrogate", "freeze_cancelled")
     config["network"] = {name: value for name, value in config["network"].items() if name not in new}
