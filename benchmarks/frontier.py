@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .measuring import records, table
-from .narrow_runs import BACKBONE, DATASETS, KINDS, RECIPE, narrow_run, results_file
+from .narrow_runs import BACKBONE, DATASETS, EPOCHS, KINDS, RECIPE, narrow_run, results_file
 from .run_options import run_parser, split_arguments, train
 from .training_runs import FitRun
 
@@ -44,6 +44,7 @@ MAIN_TARGETS = (None, 0.3)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train what has not been trained yet, and write the page."""
     parser = run_parser("python -m benchmarks.frontier")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each training (default: {EPOCHS})")
     parser.add_argument("dataset", choices=[*DATASETS, "page"])
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md")
     options, data = split_arguments(parser, arguments)

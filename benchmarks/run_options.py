@@ -9,17 +9,16 @@ from pathlib import Path
 import torch
 
 from .measuring import RESULTS
-from .narrow_runs import EPOCHS, results_file
+from .narrow_runs import results_file
 from .training_runs import FitRun, train_all
 
-__all__ = ["run_parser", "split_arguments", "train"]
+__all__ = ["run_parser", "split_arguments", "train", "train_lines"]
 
 
 def run_parser(prog: str) -> argparse.ArgumentParser:
     """A parser with the options of trainings."""
     parser = argparse.ArgumentParser(prog=prog, epilog="Options --data... are passed on to tspike fit.")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, with a thread each (default: 2)")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each training (default: {EPOCHS})")
     parser.add_argument("--only", metavar="TEXT", default="", help="only runs whose name has it")
     parser.add_argument("--folder", type=Path, default=Path("runs/narrow"), help="for the runs' own folders")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
@@ -37,12 +36,19 @@ def split_arguments(
 
 
 def train(parser: argparse.ArgumentParser, options: argparse.Namespace, dataset: str, every: Sequence[FitRun]) -> None:
-    """Train those of the runs that are asked for and have not been trained yet."""
+    """Train those of a dataset's narrow runs that are asked for and have not been trained yet."""
+    train_lines(parser, options, results_file(options.output, dataset), every)
+
+
+def train_lines(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, lines: Path, every: Sequence[FitRun]
+) -> None:
+    """The same of any runs, whose lines are in a file."""
     runs = [run for run in every if options.only in run.name]
     if not runs:
         parser.error(f"no run has {options.only!r} in its name, as {every[0].name} has")
     torch.set_num_threads(1)  # a training has the other core
-    train_all(runs, results_file(options.output, dataset), options.folder.absolute(), options.jobs)
+    train_all(runs, lines, options.folder.absolute(), options.jobs)
 
 
 def _absolute(word: str) -> str:

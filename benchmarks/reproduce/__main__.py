@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..narrow_runs import EPOCHS
 from ..run_options import run_parser, split_arguments, train
 from .page import CLAIMS, write_page
 
@@ -16,6 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = run_parser("python -m benchmarks.reproduce")
     parser.add_argument("claim", choices=[*CLAIMS, "page"])
     parser.add_argument("dataset", nargs="?", help="which runs; left out for the page alone")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each training (default: {EPOCHS})")
     parser.add_argument("--list", action="store_true", help="say which runs the claim takes, and train nothing")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     options, data = split_arguments(parser, arguments)
