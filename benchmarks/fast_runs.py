@@ -3,7 +3,8 @@
     python -m benchmarks.fast_runs --data.root=FOLDER [--only TEXT]   # two hours each on a core; goes on where it was
 
 Other options ``--data...`` are passed on to ``tspike fit``. Each run leaves a line in
-benchmarks/results/fast_runs.jsonl, and fast_runs.md is written from these. The recipe as it is has its figures on the card of ``tspike-cifar10-fast``.
+benchmarks/results/fast_runs.jsonl, and fast_runs.md is written from these. The recipe as it is has its figures on the
+card of ``tspike-cifar10-fast``.
 """
 
 from __future__ import annotations

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import frontier, measuring
+from benchmarks import fast_runs, frontier, measuring
 from benchmarks.narrow_runs import CHANGES, KINDS, event_run, narrow_run, results_file
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce.accuracy import SPIKING
 from benchmarks.reproduce.comparing import chosen, compare, comparison_table, percent, values
 from benchmarks.reproduce.page import CLAIMS, write_page
 from benchmarks.training_runs import train_all
+from lightning_tspike import zoo
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,6 +111,22 @@ def test_page(tmp_path: Path) -> None:
     assert all(cell["command"] and cell["paper"] for cell in cells)
     recipes = {cell["command"].split()[3] for cell in cells if cell["table"] != "5"}
     assert all((ROOT / "zoo" / "recipes" / f"{recipe}.yaml").exists() for recipe in recipes)
+
+
+def test_fast_runs(tmp_path: Path) -> None:
+    """Their words are options of fit; the table has a row for each line."""
+    for run in fast_runs.all_runs(["--data.root=/data"]):
+        assert zoo.recipe_path(run.recipe).exists()
+        assert all(word.startswith("--model.") for word in run.options)
+    lines = [line("ternary, channel", 0, 0.9, 1, name="sparse", command="tspike fit --config cifar10_fast_sparse")]
+    (tmp_path / "lines.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    fast_runs.write_table(tmp_path / "lines.jsonl", tmp_path / "fast_runs.md")
+    page = (tmp_path / "fast_runs.md").read_text()
+    assert "| sparse | 1 | 90.00 | 0.500 | 0.50 | 8.0 | 2.0 | 1.0 |" in page
+    assert "* sparse: `tspike fit --config cifar10_fast_sparse`" in page
+    committed = ROOT / "benchmarks" / "results" / "fast_runs.jsonl"
+    fast_runs.write_table(committed, tmp_path / "fast_runs.md")
+    assert (tmp_path / "fast_runs.md").read_text() == committed.with_suffix(".md").read_text()
 
 
 def test_runs_are_shared() -> None:
