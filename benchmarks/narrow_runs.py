@@ -43,7 +43,11 @@ ANN = "ANN"
 CHANGES: dict[str, dict[str, Any]] = {
     "norm-free": {"model.backbone_kwargs.norm_free_gain": 1.27, "model.norm_bias_lr_scale": 1},
     # shortcuts that carry spikes, where the amplitude of a layer is live in spite of the norms
-    "spike shortcuts": {"model.backbone": "tspike_resnet_small", "model.backbone_kwargs.norm_bias": None},
+    "spike shortcuts": {
+        "model.backbone": "tspike_resnet_small",
+        "model.backbone_kwargs": "{}",  # not the recipe's
+        "model.backbone_kwargs.norm_bias": None,
+    },
     "TET": {"model.loss": "tet"},
     "mixup and cutmix": {"data.mixup": 0.2, "data.cutmix": 1.0},
     "teacher": {"model.teacher": BACKBONE, "model.teacher_weights": ANN},
