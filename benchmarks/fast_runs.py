@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .measuring import records, table
-from .run_options import run_parser, split_arguments, train_lines
+from .run_options import run_parser, split_arguments, train
 from .training_runs import FitRun
 
 COST = ("--model.synops_weight=3", "--model.synops_warmup_epochs=8")
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = run_parser("python -m benchmarks.fast_runs")
     options, data = split_arguments(parser, arguments)
     lines = options.output / "fast_runs.jsonl"
-    train_lines(parser, options, lines, all_runs(data))
+    train(parser, options, lines, all_runs(data))
     write_table(lines, options.output / "fast_runs.md")
 
 

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from .measuring import records, table
-from .narrow_runs import BACKBONE, DATASETS, EPOCHS, KINDS, RECIPE, narrow_run, results_file
+from .narrow_runs import BACKBONE, DATASETS, EPOCHS, KINDS, RECIPE, SEEDS, narrow_run, results_file
 from .run_options import run_parser, split_arguments, train
 from .training_runs import FitRun
 
 ROOT = Path(__file__).resolve().parents[1]
-SEEDS = 3
 WITHIN = 0.005  # two accuracies that differ by no more count as equal
 FRONTIER_KINDS = (
     "ternary, channel",
@@ -49,14 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "frontier.md")
     options, data = split_arguments(parser, arguments)
     if options.dataset != "page":
-        train(parser, options, options.dataset, all_runs(options.dataset, options.epochs, data))
+        lines = results_file(options.output, options.dataset)
+        train(parser, options, lines, all_runs(options.dataset, options.epochs, data))
     write_page(options.output, options.page)
 
 
 def all_runs(dataset: str, epochs: int, data: Sequence[str]) -> list[FitRun]:
     """Every run of a dataset, the first seed's before the others'."""
     runs = []
-    for seed, target, kind in product(range(SEEDS), TARGETS, FRONTIER_KINDS):
+    for seed, target, kind in product(SEEDS, TARGETS, FRONTIER_KINDS):
         is_main = kind in MAIN_KINDS and target in MAIN_TARGETS
         if (seed and not is_main) or (target and KINDS[kind]["neuron"] == "none"):
             continue

@@ -13,11 +13,23 @@ from typing import Any
 
 from .training_runs import FitRun
 
-__all__ = ["BACKBONE", "CHANGES", "DATASETS", "EPOCHS", "KINDS", "RECIPE", "event_run", "narrow_run", "results_file"]
+__all__ = [
+    "BACKBONE",
+    "CHANGES",
+    "DATASETS",
+    "EPOCHS",
+    "KINDS",
+    "RECIPE",
+    "SEEDS",
+    "event_run",
+    "narrow_run",
+    "results_file",
+]
 
 RECIPE = "cifar10_fast"
 BACKBONE = "tspike_fast_resnet_small"
 EPOCHS = 6
+SEEDS = (0, 1, 2)
 TIMESTEPS = 2
 DATASETS: dict[str, dict[str, Any]] = {
     "cifar10": {"title": "CIFAR-10", "in_chans": 3},
@@ -94,15 +106,7 @@ def narrow_run(
             "model.synops_warmup_epochs": epochs // 4,
         }
     changed = CHANGES[change] if change else {}
-    facts = {
-        "dataset": dataset,
-        "kind": kind,
-        "timesteps": words["model.timesteps"],
-        "target": target,
-        "change": change,
-        "seed": seed,
-        "epochs": epochs,
-    }
+    facts = _facts(dataset, kind, seed, words["model.timesteps"], epochs, target=target, change=change)
     words |= {name: value for name, value in changed.items() if value != ANN}
     options = [f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}"]
     needs = [f"--{name}" for name, value in changed.items() if value == ANN]
@@ -126,15 +130,7 @@ def event_run(kind: str, seed: int, data: Sequence[str]) -> FitRun:
         data: Words ``--data...`` that say where the recordings are.
     """
     model = {name: value for name, value in KINDS[kind].items() if name != "timesteps"}
-    facts = {
-        "dataset": "nmnist",
-        "kind": kind,
-        "timesteps": 4,
-        "target": None,
-        "change": None,
-        "seed": seed,
-        "epochs": 10,
-    }
+    facts = _facts("nmnist", kind, seed, 4, 10)
     options = (f"--seed_everything={seed}", "--trainer.max_epochs=10")
     words = (f"--model.{name}={value}" for name, value in model.items())
     return FitRun(_name(facts), "nmnist", tuple(data), (*options, *words), facts)
@@ -145,8 +141,30 @@ def results_file(folder: Path, dataset: str) -> Path:
     return folder / f"narrow_runs_{dataset}.jsonl"
 
 
+def _facts(
+    dataset: str,
+    kind: str,
+    seed: int,
+    timesteps: int,
+    epochs: int,
+    *,
+    target: float | None = None,
+    change: str | None = None,
+) -> dict[str, Any]:
+    """What stands beside a run's results, in this order."""
+    return {
+        "dataset": dataset,
+        "kind": kind,
+        "timesteps": timesteps,
+        "target": target,
+        "change": change,
+        "seed": seed,
+        "epochs": epochs,
+    }
+
+
 def _name(facts: dict[str, Any]) -> str:
-    """What sets a run apart: ``cifar10_ternary-channel_T2_target0.3_seed0_epochs8``."""
+    """What sets a run apart: ``cifar10_ternary-channel_T2_target0.3_seed0_epochs6``."""
     target = None if facts["target"] is None else f"target{facts['target']}"
     ends = (f"T{facts['timesteps']}", target, facts["change"], f"seed{facts['seed']}", f"epochs{facts['epochs']}")
     parts = [facts["dataset"], facts["kind"], *(end for end in ends if end)]

@@ -1,4 +1,4 @@
-"""What the commands that train narrow runs have in common: their options, and the training itself."""
+"""What the commands that train networks have in common: their options, and the training itself."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 from .measuring import RESULTS
-from .narrow_runs import results_file
 from .training_runs import FitRun, train_all
 
-__all__ = ["run_parser", "split_arguments", "train", "train_lines"]
+__all__ = ["run_parser", "split_arguments", "train"]
 
 
 def run_parser(prog: str) -> argparse.ArgumentParser:
@@ -35,15 +34,8 @@ def split_arguments(
     return options, [_absolute(word) for word in words]
 
 
-def train(parser: argparse.ArgumentParser, options: argparse.Namespace, dataset: str, every: Sequence[FitRun]) -> None:
-    """Train those of a dataset's narrow runs that are asked for and have not been trained yet."""
-    train_lines(parser, options, results_file(options.output, dataset), every)
-
-
-def train_lines(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, lines: Path, every: Sequence[FitRun]
-) -> None:
-    """The same of any runs, whose lines are in a file."""
+def train(parser: argparse.ArgumentParser, options: argparse.Namespace, lines: Path, every: Sequence[FitRun]) -> None:
+    """Train those of the runs that are asked for and have no line in the file ``lines`` yet."""
     runs = [run for run in every if options.only in run.name]
     if not runs:
         parser.error(f"no run has {options.only!r} in its name, as {every[0].name} has")

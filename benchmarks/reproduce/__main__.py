@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..narrow_runs import EPOCHS
+from ..narrow_runs import EPOCHS, results_file
 from ..run_options import run_parser, split_arguments, train
 from .page import CLAIMS, write_page
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.list:
             print("\n".join(run.name for run in runs))
             return
-        train(parser, options, options.dataset, runs)
+        train(parser, options, results_file(options.output, options.dataset), runs)
     write_page(options.output, options.page)
 
 

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from itertools import product
 
 from ..measuring import table
-from ..narrow_runs import KINDS, event_run, narrow_run
+from ..narrow_runs import KINDS, SEEDS, event_run, narrow_run
 from ..training_runs import FitRun
 from .comparing import Lines, chosen, comparison_table, percent, values
 
 TITLE = "Accuracy: binary, ternary, ternary with a learned amplitude"
 DATASETS = {"cifar10": (1, 2, 4), "fashion_mnist": (2,), "nmnist": (4,)}  # at which T
-SEEDS = (0, 1, 2)
 SPIKING = ("binary, fixed", "ternary, fixed", "ternary, layer", "ternary, channel")
 TIMELESS = ("quantised ANN", "ANN")
 PAIRS = (

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..measuring import table
-from ..narrow_runs import narrow_run
+from ..narrow_runs import SEEDS, narrow_run
 from ..training_runs import BINS, FitRun
 from .comparing import Line, Lines, chosen, comparison_table, percent, values
 
 TITLE = "Amplitudes: do they differ, and do they help?"
 DATASETS = {"cifar10": (2,)}
-SEEDS = (0, 1, 2)
 FIXED = "ternary, fixed"
 PLACEMENTS = {
     None: ("ternary, layer", "ternary, channel", "ternary, coupled"),

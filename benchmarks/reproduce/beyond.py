@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..measuring import table
-from ..narrow_runs import narrow_run
+from ..narrow_runs import SEEDS, narrow_run
 from ..training_runs import FitRun
 from .comparing import Lines, chosen, comparison_table, percent, values
 
 TITLE = "Beyond the paper: what helps"
 DATASETS = {"cifar10": (2,)}
-SEEDS = (0, 1, 2)
 BASE = "ternary, channel"
 CHANGES = ("TET", "mixup and cutmix", "teacher", "teacher per step", "from the ANN")
 LEVELS = "ternary, 2 levels"

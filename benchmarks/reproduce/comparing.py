@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,9 +29,9 @@ def chosen(lines: Iterable[Line], **facts: Any) -> list[Line]:
     return [line for line in found if line["epochs"] == epochs]
 
 
-def values(lines: Iterable[Line], of: str | Callable[[Line], float] = "accuracy") -> dict[int, float]:
-    """A number of each run by its seed."""
-    return {line["seed"]: of(line) if callable(of) else line[of] for line in lines}
+def values(lines: Iterable[Line]) -> dict[int, float]:
+    """The accuracy of each run by its seed."""
+    return {line["seed"]: line["accuracy"] for line in lines}
 
 
 def percent(by_seed: BySeed) -> str:

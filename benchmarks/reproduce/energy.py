@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from lightning_tspike.analysis.accounting import ACCOUNTINGS
 
 from ..measuring import table
-from ..narrow_runs import narrow_run
+from ..narrow_runs import SEEDS, narrow_run
 from ..training_runs import FitRun
 from .comparing import Line, Lines, chosen, percent, values
 
 TITLE = "Energy: what ternary spikes cost"
 DATASETS = {"cifar10": (2,), "fashion_mnist": (2,)}
-SEEDS = (0, 1, 2)
 SETTINGS = (
     ("binary, fixed", None),
     ("binary", None),

@@ -52,18 +52,20 @@ def evaluate(network: SpikingNetwork, batches: Iterable[Any], *, description: st
     weight = next(network.parameters())
     was_training = network.training
     network.eval()
-    likeliest, labels = [], []
+    decisions, among_five, labels = [], [], []
     try:
         with torch.no_grad(), firing_rates(network) as rates:
             for batch in track(batches, description, transient=True):
                 logits = network(images_of(batch, weight.dtype).to(weight.device))
                 targets = targets_of(batch, logits.shape[-1])
-                likeliest.append(logits.topk(min(5, logits.shape[-1])).indices.cpu())
+                decisions.append(logits.argmax(-1).cpu())
                 labels.append((targets if targets.ndim == 1 else targets.argmax(-1)).cpu())
+                likeliest = logits.topk(min(5, logits.shape[-1])).indices.cpu()
+                among_five.append((likeliest == labels[-1].unsqueeze(1)).any(1))
     finally:
         network.train(was_training)
-    if not labels:
+    if not decisions:
         raise ValueError("nothing to evaluate: the data loader gave no batch")
-    found = torch.cat(likeliest)  # [N, 5], the likeliest first
-    right = (found == torch.cat(labels).unsqueeze(1)).double()
-    return Evaluation(right[:, 0].mean().item(), right.sum(1).mean().item(), found[:, 0], rates)
+    decided = torch.cat(decisions)
+    top1 = (decided == torch.cat(labels)).double().mean().item()
+    return Evaluation(top1, torch.cat(among_five).double().mean().item(), decided, rates)

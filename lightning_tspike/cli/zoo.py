@@ -110,7 +110,7 @@ def _results(results: Mapping[str, Any]) -> dict[str, str]:
         "multiply-accumulates": f"{results['macs']:,.0f} per sample",
         "synaptic operations": f"{results['synops']:,.0f} per sample",
         "energy": f"{results['microjoules']:.1f} uJ per sample (horowitz)",
-        **{f"{runtime}": f"{time:.3g} ms" for runtime, time in results["milliseconds"].items()},
+        **{runtime: f"{time:.3g} ms" for runtime, time in results["milliseconds"].items()},
         **({"timed": results["timed"]} if results["timed"] else {}),
         **({"training": f"{seconds / 60:.0f} minutes"} if seconds is not None else {}),
         "cite": "Guo et al., Ternary Spike, AAAI 2024, arXiv 2312.06372; BibTeX is in the card",

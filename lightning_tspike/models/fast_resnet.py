@@ -128,9 +128,9 @@ class FastResNet(Backbone):
             conv, norm = partial(ScaledStdConv2d, kernel_size=3, padding=1, gamma=norm_free_gain), nn.Identity
         channels = 4 * in_chans
         self.conv1 = nn.Conv2d(in_chans, channels, 2, bias=False)
+        layer_types = {"act_layer": act, "conv_layer": conv, "norm_layer": norm}
         stages = []
         for i, (depth, width) in enumerate(zip(layers, widths, strict=True)):
-            layer_types = {"act_layer": act, "conv_layer": conv, "norm_layer": norm}
             block = FastBlock(channels, width, depth, first_act=i > 0, **layer_types)
             stages.append(nn.Sequential(block))
             channels = width

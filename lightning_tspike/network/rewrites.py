@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdCon
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..graph.activations import replace_module
 from ..graph.operations import NORMS, WEIGHTED
 
 __all__ = ["STANDARDIZED", "Rewrites"]
@@ -53,7 +55,7 @@ class Rewrites:
         """
         for name in self.standardized:
             standardizes = _module(model, name, STANDARDIZED, "a convolution that standardises its weights")
-            _replace(model, name, _plain(standardizes))
+            replace_module(model, standardizes, _plain(standardizes), ExitStack())
         for name in self.sum_pools:
             pool: Any = _module(model, name, (nn.AvgPool2d, nn.AvgPool3d), "an average pool")
             pool.divisor_override = 1
@@ -65,7 +67,7 @@ class Rewrites:
                 layer.bias = nn.Parameter(torch.zeros(len(weight), device=weight.device, dtype=weight.dtype))
             # timm's norms with an activation of their own keep what comes after the norm, under the same names
             rest = OrderedDict(norm.named_children())
-            _replace(model, name, nn.Sequential(rest) if rest else nn.Identity())
+            replace_module(model, norm, nn.Sequential(rest) if rest else nn.Identity(), ExitStack())
 
 
 def _module(model: nn.Module, name: str, kinds: tuple[type[nn.Module], ...], what: str) -> nn.Module:
@@ -73,11 +75,6 @@ def _module(model: nn.Module, name: str, kinds: tuple[type[nn.Module], ...], wha
     if not isinstance(module, kinds):
         raise ValueError(f"{name!r} is not the name of {what} in {type(model).__name__}")
     return module
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _plain(conv: Any) -> nn.Conv2d:

@@ -23,6 +23,7 @@ from ..network.spiking_network import SpikingNetwork
 from .catalog import find_entry
 from .folder import UNFOLDED, precisions_in, read_folder, read_manifest, read_network, write_folder
 from .hub import Publication, upload
+from .loading import load
 from .manifest import Manifest
 from .results import Results, read_times
 from .source import FolderSource, open_path, open_source
@@ -291,7 +292,7 @@ def _read_and_fold(path: str | Path) -> _Networks:
 
 def _accuracy(path: str | os.PathLike[str], batches: Iterable[Any]) -> float:
     """Test accuracy of another network, folded, in float32."""
-    return evaluate(_read_and_fold(Path(path)).folded, batches, description=f"testing {Path(path).name}").accuracy
+    return evaluate(load(Path(path)), batches, description=f"testing {Path(path).name}").accuracy
 
 
 def _of_the_run(checkpoint: Path) -> dict[str, bytes]:
