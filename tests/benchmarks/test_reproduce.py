@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import fast_runs, frontier, measuring
-from benchmarks.narrow_runs import event_run, results_file
+from benchmarks.narrow_runs import CHANGES, event_run, narrow_run, results_file
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce.comparing import chosen, compare, comparison_table, percent, values
 from benchmarks.reproduce.page import CLAIMS, write_page
@@ -145,6 +146,31 @@ def test_what_there_is_to_ask_for(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         reproduce.main(["beyond", "nmnist"])
     assert "beyond is tested on cifar10; got 'nmnist'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_change_trains(tmp_path: Path) -> None:
+    """One epoch each on a few images; the ANN that others need is trained once, and its line is its own."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", x=rng.integers(0, 256, (60, 32, 32, 3), np.uint8), y=np.arange(60) % 10)
+    data = [f"--data.root={tmp_path}", "--data.dataset=npz", "--data.batch_size=20", "--data.val_images=20"]
+    base = {"epochs": 1, "timesteps": 2}
+    runs = [narrow_run("cifar10", "ternary, layer", 0, data, change=change, **base) for change in CHANGES]
+    path = tmp_path / "lines.jsonl"
+    train_all(runs, path, tmp_path / "runs", jobs=2)
+    found = measuring.records(path)
+    assert {record["name"] for record in found} == {run.name for run in runs}
+    by_change = {record["change"]: record for record in found}
+    assert by_change.keys() == CHANGES.keys()
+    effects = {
+        change: {neuron["effect"] for neuron in record["neurons"].values()} for change, record in by_change.items()
+    }
+    assert effects["norm-free"] == {"live"}
+    assert effects["spike shortcuts"] == {"live", "cancelled"}
+    weights = list((tmp_path / "runs").glob("*/weights.safetensors"))
+    assert [file.parent.name for file in weights] == ["cifar10_ANN_T1_seed0_epochs1"]
+    assert all(str(tmp_path) not in record["command"] for record in found)
 
 
 @pytest.mark.slow
