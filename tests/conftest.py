@@ -104,6 +104,8 @@ def randomized(network: SpikingNetwork) -> SpikingNetwork:
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             fan_in = module.weight[0].numel()
             nn.init.normal_(module.weight, std=(2 / fan_in) ** 0.5, generator=generator)
+        if isinstance(gain := getattr(module, "gain", None), nn.Parameter):  # of weights that are standardised
+            nn.init.constant_(gain, 2**0.5)
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
