@@ -2,9 +2,9 @@
 
     python -m benchmarks.fast_runs --data.root=FOLDER [--only TEXT]   # two hours each on a core; goes on where it was
 
-Other options ``--data...`` are passed on to ``tspike fit``. Each run leaves a line in
-benchmarks/results/fast_runs.jsonl, and fast_runs.md is written from these. The recipe as it is has its figures on the
-card of ``tspike-cifar10-fast``.
+Other options ``--data...`` are passed on to ``tspike fit``. The ANN is trained first where a run learns from it. Each
+run leaves a line in benchmarks/results/fast_runs.jsonl, and fast_runs.md is written from these. The recipe as it is has
+its figures on the card of ``tspike-cifar10-fast``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from .measuring import records, table
 from .run_options import run_parser, split_arguments, train
 from .training_runs import FitRun
 
+ANN = "ANN"
+T1 = "--model.timesteps=1"
 COST = ("--model.synops_weight=3", "--model.synops_warmup_epochs=8")
-ANN = ("--model.neuron=none", "--model.timesteps=1", "--model.backbone_kwargs.norm_bias=0")
+TEACHER = ("--model.teacher=tspike_fast_resnet", "--model.teacher_weight=0.7", "--model.teacher_temperature=2")
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "T1_target0.57": ("cifar10_fast", ("--model.timesteps=1", "--model.synops_target=0.57", *COST)),
+    ANN: ("cifar10_fast", ("--model.neuron=none", T1, "--model.backbone_kwargs.norm_bias=0")),
+    "T1_target0.57": ("cifar10_fast", (T1, "--model.synops_target=0.57", *COST)),
+    "T1_target0.57_teacher": ("cifar10_fast", (T1, "--model.synops_target=0.57", *COST, *TEACHER)),
+    "T1_target0.28": ("cifar10_fast", (T1, "--model.synops_target=0.28", *COST)),
     "sparse": ("cifar10_fast_sparse", ()),
-    "ANN": ("cifar10_fast", ANN),
 }
+TAUGHT = ("T1_target0.57_teacher", "sparse")  # by the ANN
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def all_runs(data: Sequence[str]) -> list[FitRun]:
     """One for each of RUNS."""
-    return [FitRun(name, recipe, tuple(data), options, {}) for name, (recipe, options) in RUNS.items()]
+
+    def run(name: str, **ann: Any) -> FitRun:
+        recipe, options = RUNS[name]
+        return FitRun(name, recipe, tuple(data), options, {}, **ann)
+
+    taught = {"ann": run(ANN), "ann_option": "--model.teacher_weights"}
+    return [run(name, **(taught if name in TAUGHT else {})) for name in RUNS]
 
 
 def write_table(lines: Path, page: Path) -> None:

@@ -49,8 +49,8 @@ KINDS: dict[str, dict[str, Any]] = {
 # where biases of norms start: away from 0 for activations that are odd functions, see models/fast_resnet.py
 START = dict.fromkeys(KINDS, -0.5) | dict.fromkeys(("binary", "binary, fixed", "ANN"), 0.0)
 WEIGHT = 3.0
-# what else may be changed in the recipe, as words of ``tspike fit``; None leaves a word out, ANN stands for the weights
-# of the narrow ANN
+# what else may be changed in the recipe, as words of ``tspike fit``; None leaves a word out, ANN stands for the narrow
+# ANN's checkpoint
 ANN = "ANN"
 CHANGES: dict[str, dict[str, Any]] = {
     "norm-free": {"model.backbone_kwargs.norm_free_gain": 1.27, "model.norm_bias_lr_scale": 1},

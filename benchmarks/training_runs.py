@@ -17,11 +17,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch import Tensor
 
 from lightning_tspike import SpikingNetwork, fold
@@ -35,7 +33,6 @@ from lightning_tspike.folding.report import FoldedNeuron
 from lightning_tspike.folding.verification import verify
 from lightning_tspike.functional import per_channel
 from lightning_tspike.store.checkpoint import read_checkpoint
-from lightning_tspike.store.loading import load
 
 from .measuring import add_record, records
 
@@ -43,8 +40,6 @@ __all__ = ["FitRun", "train_all"]
 
 ENERGY_IMAGES = 1000  # test images on which operations are counted
 BINS = (64, 8.0)  # of histograms of membrane potentials: how many, and how far they reach, in thresholds
-
-_of_anns = Lock()
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class FitRun:
         options: Other words of ``tspike fit``.
         facts: What stands beside its results.
         ann: A run of an ANN that is trained before it, for its weights; None for none.
-        ann_option: The option of ``tspike fit`` that takes the file of these weights.
+        ann_option: The option of ``tspike fit`` that takes its checkpoint.
     """
 
     name: str
@@ -90,9 +85,12 @@ def train_all(runs: Iterable[FitRun], path: Path, folder: Path, jobs: int, threa
     """
     done = {record["name"] for record in records(path)}
     left = [run for run in runs if run.name not in done]
+    anns = {run.ann.name: run.ann for run in left if run.ann is not None}
     with ThreadPoolExecutor(jobs) as pool:
-        trainings = {pool.submit(_train, run, folder, threads): run for run in left}
         try:
+            for training in [pool.submit(_train, ann, folder, threads) for ann in anns.values()]:
+                training.result()
+            trainings = {pool.submit(_train, run, folder, threads): run for run in left}
             for i, training in enumerate(as_completed(trainings), 1):
                 run = trainings[training]
                 record = {"name": run.name, "command": " ".join(["tspike", *run.words]), **run.facts}
@@ -112,7 +110,7 @@ def _train(run: FitRun, folder: Path, threads: int) -> Path:
     if not finished.exists():
         words = [*run.words, *run.data]
         if run.ann is not None:
-            words.append(f"{run.ann_option}={_weights_of(run.ann, folder, threads)}")
+            words.append(f"{run.ann_option}={_last_checkpoint(folder / run.ann.name)}")
         if list(place.glob("runs/*/version_*/checkpoints/last.ckpt")):
             words += ["--ckpt_path", "last"]
         command = [sys.executable, "-c", "from lightning_tspike.cli.main import main; main()", *words]
@@ -124,19 +122,11 @@ def _train(run: FitRun, folder: Path, threads: int) -> Path:
             end = (place / "log.txt").read_text()[-2000:]
             raise RuntimeError(f"{run.name}: tspike {' '.join(words)} ended with status {code}:\n{end}")
         finished.touch()
+    return _last_checkpoint(place)
+
+
+def _last_checkpoint(place: Path) -> Path:
     return max(place.glob("runs/*/version_*/checkpoints/last.ckpt"), key=os.path.getmtime)
-
-
-def _weights_of(ann: FitRun, folder: Path, threads: int) -> Path:
-    """The file of an ANN's weights, which is trained first where there is none."""
-    with _of_anns:  # two runs may need the same one
-        file = folder / ann.name / "weights.safetensors"
-        if not file.exists():
-            network = load(_train(ann, folder, threads), folded=False)
-            scratch = file.with_name("unfinished.safetensors")
-            save_model(network.model, str(scratch))
-            os.replace(scratch, file)
-        return file
 
 
 def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:

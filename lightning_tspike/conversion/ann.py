@@ -13,6 +13,8 @@ from ..models.create import check_name
 
 __all__ = ["load_ann"]
 
+_PREFIX = "network.model."  # of a timm model's parameters in a checkpoint of TernarySNNModule
+
 
 def load_ann(
     name: str,
@@ -27,7 +29,8 @@ def load_ann(
 
     Args:
         name: A timm model, with or without the tag of its weights, e.g. ``"resnet34"`` or ``"resnet50.a1_in1k"``.
-        weights: A file with a state_dict (safetensors or torch, read with ``weights_only``); None for timm's own
+        weights: A file with a state_dict (safetensors or torch, read with ``weights_only``), or a checkpoint of
+            :class:`lightning_tspike.TernarySNNModule` that was trained with ``neuron="none"``; None for timm's own
             pretrained weights, which come from the Hugging Face Hub or its cache.
         num_classes: Number of classes K.
         in_chans: Channels C of an image.
@@ -49,7 +52,7 @@ def load_ann(
     if not Path(weights).is_file():
         raise FileNotFoundError(f"there is no file of weights {Path(weights).resolve()}")
     try:
-        state = load_state_dict(str(weights))
+        state = {name.removeprefix(_PREFIX): value for name, value in load_state_dict(str(weights)).items()}
     except Exception as error:  # what is no pickle, or not of this kind, can raise anything
         raise OSError(f"{weights} is damaged or holds no state_dict: {error}") from error
     if fresh_classifier:

@@ -66,9 +66,10 @@ class TernarySNNModule(L.LightningModule):
         in_chans: Channels C of an image or a frame; the length F of the vectors [B, F] or [B, T, F] of a backbone whose
             ``pretrained_cfg`` has ``input_size=(F,)``.
         pretrained: Start from a trained ANN: True for timm's pretrained weights of the backbone (a tag may follow its
-            name, ``"resnet50.a1_in1k"``), or the path of a file with a state_dict. When the fit begins, the neurons
-            are fitted to it on training images (:func:`lightning_tspike.conversion.calibrate`); until then the
-            network has the ANN's weights alone. A checkpoint never asks for the ANN again.
+            name, ``"resnet50.a1_in1k"``), or the path of a file with a state_dict or of an ANN's checkpoint. When the
+            fit begins, the neurons are fitted to it on training images
+            (:func:`lightning_tspike.conversion.calibrate`); until then the network has the ANN's weights alone. A
+            checkpoint of the network never asks for the ANN again.
         initial_rate: Firing rate in (0, 1) at which every layer of neurons starts: when the fit begins, thresholds are
             set layer by layer on training images (:func:`lightning_tspike.conversion.set_firing_rate`). None: they
             start at ``threshold``, where about 0.6 of the neurons behind a norm fire. A checkpoint has the thresholds,

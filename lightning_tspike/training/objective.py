@@ -38,7 +38,8 @@ class Objective:
         teacher: A trained ANN to learn from (:func:`lightning_tspike.training.distillation_loss`): a timm model, e.g.
             ``"resnet50.a1_in1k"``, that knows the same classes and takes the same images. It is loaded when the fit
             begins and is part of no checkpoint.
-        teacher_weights: File with the teacher's state_dict; None for timm's pretrained weights.
+        teacher_weights: File with the teacher's state_dict, or a checkpoint of it as an ANN; None for timm's
+            pretrained weights.
         teacher_weight: Share of the distillation in the loss, in [0, 1].
         teacher_temperature: Its temperature.
         teacher_per_step: Match the teacher at every time step, as ``"tet"`` does the labels, rather than by the

@@ -205,6 +205,24 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, weights: Path) -> N
         TernarySNNModule("resnet_34", pretrained=True)
 
 
+def test_a_checkpoint_of_an_ann_is_a_file_of_weights(tmp_path: Path) -> None:
+    """Trained here with ReLU; that of a spiking network is refused, for its amplitudes."""
+    module = TernarySNNModule(**TINY, neuron="none")
+    run = trainer(tmp_path)
+    run.fit(module, DigitsDataModule())
+    run.save_checkpoint(tmp_path / "ann.ckpt")
+    expected = module.network.model.state_dict()
+    found = ann(tmp_path / "ann.ckpt").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+    run = trainer(tmp_path)
+    run.fit(TernarySNNModule(**TINY), DigitsDataModule())
+    run.save_checkpoint(tmp_path / "spiking.ckpt")
+    with pytest.raises(ValueError, match=r"(?s)does not hold the weights of a .*raw_amplitude"):
+        ann(tmp_path / "spiking.ckpt")
+
+
 def test_a_file_for_other_classes_gives_all_but_the_classifier(weights: Path) -> None:
     module = TernarySNNModule(**TINY | {"num_classes": 3}, pretrained=str(weights))
     assert torch.equal(module.network.model.conv1.weight, ann(weights).conv1.weight)
