@@ -7,6 +7,7 @@ from .energy import ENERGY, EnergyMonitor
 from .firing_rate import FIRING_RATES, FiringRateMonitor
 from .fold_export import FoldExport
 from .fold_section import FOLD
+from .guard import GuardError, TrainingGuard
 from .membrane import MEMBRANE_POTENTIALS, MembraneHistogram
 from .prediction import PredictionWriter
 from .timestep_schedule import TimestepSchedule
@@ -20,10 +21,12 @@ __all__ = [
     "EnergyMonitor",
     "FiringRateMonitor",
     "FoldExport",
+    "GuardError",
     "LastCheckpoint",
     "MembraneHistogram",
     "PredictionWriter",
     "TimestepSchedule",
+    "TrainingGuard",
     "WhitenedConvolution",
 ]
 
