@@ -6,15 +6,13 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.profiler import ProfilerActivity, profile
-
 from lightning_tspike.analysis import timing
 from lightning_tspike.analysis.timing import in_turn, ratio
+from lightning_tspike.memory.kept import kept_bytes
 
 __all__ = [
     "RESULTS",
@@ -39,21 +37,6 @@ PACKAGES = ("torch", "triton", "lightning", "timm", "spikingjelly", "snntorch", 
 def machine(device: str) -> dict[str, Any]:
     """What ran the measurements: processor or GPU, threads, versions."""
     return timing.machine(device, PACKAGES)
-
-
-def kept_bytes(function: Callable[[], Any], device: str) -> int:
-    """Bytes that are held when ``function`` has returned, and its result is still there, and were not before."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        result = function()
-        kept = torch.cuda.memory_allocated() - before
-    else:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            result = function()
-        kept = sum(event.self_cpu_memory_usage for event in recorded.key_averages())
-    del result
-    return kept
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -16,10 +15,9 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from .._batches import images_of
-from .._observe import observed, observing, unseen
-from ..functional import per_channel
+from .._observe import observed, unseen
+from ..analysis.layer_health import MEMBRANE_LIMIT, SATURATED_ABOVE, SILENT_BELOW, LayerHealth, layer_health
 from ..network.spiking_network import SpikingNetwork
-from ..neurons import SpikingNeuron
 from ._common import BatchObserver, network_of
 
 __all__ = ["GuardError", "TrainingGuard"]
@@ -73,9 +71,9 @@ class TrainingGuard(BatchObserver):
         on_layers: OnLayers = "warn",
         *,
         most_skips: int = 20,
-        silent_below: float = 0.0,
-        saturated_above: float = 0.99,
-        membrane_limit: float = 50.0,
+        silent_below: float = SILENT_BELOW,
+        saturated_above: float = SATURATED_ABOVE,
+        membrane_limit: float = MEMBRANE_LIMIT,
         every_n_steps: int | None = None,
     ) -> None:
         super().__init__(every_n_steps)
@@ -95,8 +93,10 @@ class TrainingGuard(BatchObserver):
         if membrane_limit <= 0:
             raise MisconfigurationException(f"membrane_limit must be positive, got {membrane_limit!r}")
         self.on_nonfinite, self.on_layers = on_nonfinite, on_layers
-        self.most_skips, self.membrane_limit = most_skips, membrane_limit
-        self.silent_below, self.saturated_above = silent_below, saturated_above
+        self.most_skips = most_skips
+        self._limits = {
+            "silent_below": silent_below, "saturated_above": saturated_above, "membrane_limit": membrane_limit
+        }  # fmt: skip
         self._skipped = self._in_a_row = 0
         self._in_trouble: dict[str, str] = {}  # layers by name, and how, when they were looked at last
         self._forget_step()
@@ -171,15 +171,20 @@ class TrainingGuard(BatchObserver):
     # -- every n steps: the layers of neurons
 
     @override
-    def observe(self, network: SpikingNetwork) -> AbstractContextManager[dict[str, _Layer]]:
-        return _looking_at_layers(network)
+    def observe(self, network: SpikingNetwork) -> AbstractContextManager[dict[str, LayerHealth]]:
+        return layer_health(network)
 
     @override
-    def record(self, trainer: Trainer, observed: dict[str, _Layer], step: int) -> None:
-        troubles = {name: trouble for name, layer in observed.items() if (trouble := self._trouble_of(layer))}
-        new = {name: text for name, text in troubles.items() if self._in_trouble.get(name) != text.split()[0]}
-        self._in_trouble = {name: text.split()[0] for name, text in troubles.items()}
-        self._found = f"step {step}: " + _listed([f"{name} is {text}" for name, text in new.items()]) if new else ""
+    def record(self, trainer: Trainer, observed: dict[str, LayerHealth], step: int) -> None:
+        before, self._in_trouble = self._in_trouble, {}
+        new = []
+        for name, layer in observed.items():
+            if trouble := layer.trouble(**self._limits):
+                word, text = trouble
+                self._in_trouble[name] = word
+                if before.get(name) != word:
+                    new.append(f"{name} is {text}")
+        self._found = f"step {step}: {_listed(new)}" if new else ""
 
     @override
     def on_train_batch_end(
@@ -196,42 +201,6 @@ class TrainingGuard(BatchObserver):
                 )
         elif self._found:
             rank_zero_warn(self._found)
-
-    def _trouble_of(self, layer: _Layer) -> str | None:
-        if not layer.membrane <= self.membrane_limit:  # NaN is not
-            return f"exploding (mean membrane potential {layer.membrane:.3g} thresholds)"
-        if layer.rate <= self.silent_below:
-            return f"silent ({layer.rate:.2%} of its neurons fire)"
-        if layer.rate >= self.saturated_above:
-            return f"saturated ({layer.rate:.2%} of its neurons fire)"
-        return None
-
-
-class _Layer(NamedTuple):
-    """Of one layer of neurons, over a batch and all time steps."""
-
-    rate: float  # share that fires
-    membrane: float  # mean of abs(u) / theta
-
-
-@contextmanager
-def _looking_at_layers(network: SpikingNetwork) -> Iterator[dict[str, _Layer]]:
-    sums: dict[str, Tensor] = {}  # spikes, abs(u) / theta, all: shape [3]
-    layers: dict[str, _Layer] = {}
-
-    @torch.no_grad()
-    def look(name: str, neuron: SpikingNeuron, x: Tensor, spikes: Tensor) -> None:
-        u = neuron.membrane_potential(x)
-        in_thresholds = (u / per_channel(neuron.firing_threshold, u)).abs().sum(dtype=torch.float32)
-        count = torch.tensor(float(spikes.numel()), device=u.device)
-        new = torch.stack([(spikes != 0).sum().float(), in_thresholds, count])
-        sums[name] = sums[name] + new if name in sums else new  # called more than once
-
-    with observing(network.neurons(), look):
-        yield layers
-    for name, tensor in sums.items():
-        fired, membrane, count = tensor.tolist()
-        layers[name] = _Layer(fired / count, membrane / count)
 
 
 def _are_finite(tensors: list[Tensor]) -> bool:

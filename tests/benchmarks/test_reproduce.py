@@ -151,7 +151,7 @@ def test_what_there_is_to_ask_for(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_every_change_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that change the network are runs; the ANN that one of them starts from is trained first, and has no line."""
+    """Those that change the network are runs; the ANN that one of them starts from is trained first, without a line."""
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", x=rng.integers(0, 256, (60, 32, 32, 3), np.uint8), y=np.arange(60) % 10)
