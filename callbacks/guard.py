@@ -99,7 +99,11 @@ class TrainingGuard(BatchObserver):
         }  # fmt: skip
         self._skipped = self._in_a_row = 0
         self._in_trouble: dict[str, str] = {}  # layers by name, and how, when they were looked at last
-        self._forget_step()
+        self._found = ""  # of the batch that was looked at
+        # of the step that is under way: whether its losses are finite, what it may have to be taken back to
+        self._loss_is_finite: Tensor | None = None
+        self._buffers: dict[str, Tensor] = {}
+        self._batch: object = None
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -164,9 +168,7 @@ class TrainingGuard(BatchObserver):
         rank_zero_warn(f"{problem}; the step is left out")
 
     def _forget_step(self) -> None:
-        self._loss_is_finite: Tensor | None = None  # over the batches of a step
-        self._buffers: dict[str, Tensor] = {}
-        self._batch: object = None
+        self._loss_is_finite, self._buffers, self._batch = None, {}, None
 
     # -- every n steps: the layers of neurons
 

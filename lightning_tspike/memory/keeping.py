@@ -17,7 +17,7 @@ from .recompute import install, recompute, remove
 __all__ = ["MEMORY_MODES", "MemoryMode", "keeping", "set_up"]
 
 MemoryMode: TypeAlias = Literal["full", "packed", "lean"]
-MEMORY_MODES = ("full", "packed", "lean")
+MEMORY_MODES: tuple[MemoryMode, ...] = ("full", "packed", "lean")
 
 
 def set_up(model: nn.Module, memory: MemoryMode) -> None:

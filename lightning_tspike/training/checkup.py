@@ -7,7 +7,8 @@ import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -247,26 +248,27 @@ def _settled(network: SpikingNetwork, x: Tensor) -> tuple[SpikingNetwork, dict[s
 def _memory(network: SpikingNetwork, x: Tensor, precision: Any, device: str) -> dict[tuple[str, int], float]:
     """Bytes for each image of a batch, by memory mode and T."""
     mode, timesteps = network.memory, network.timesteps
-    found = {}
+    found: dict[tuple[str, int], float] = {}
     few = {1, timesteps} if x.ndim == 4 else {timesteps}  # the frames of a recording are what they are
-    for memory in MEMORY_MODES:
-        network.memory = memory
-        for network.timesteps in sorted(few):
-            sizes = []
-            for size in _BATCHES:
-                images = x[torch.arange(size, device=x.device) % len(x)]
-
-                def forward(images: Tensor = images) -> Tensor:
-                    with _autocast(precision, device):
-                        return network(images).sum()
-
-                if not sizes:
-                    forward().backward()  # what is made once is there
-                    network.zero_grad()
-                sizes.append(kept_bytes(forward, device))
-            found[memory, network.timesteps] = (sizes[1] - sizes[0]) / (_BATCHES[1] - _BATCHES[0])
+    for memory, steps in product(MEMORY_MODES, sorted(few)):
+        network.memory, network.timesteps = memory, steps
+        found[memory, steps] = _bytes_per_image(network, x, precision, device)
     network.memory, network.timesteps = mode, timesteps
     return found
+
+
+def _bytes_per_image(network: SpikingNetwork, x: Tensor, precision: Any, device: str) -> float:
+    """The slope of the straight line between two sizes of a batch."""
+
+    def forward(size: int) -> Tensor:
+        images = x[torch.arange(size, device=x.device) % len(x)]
+        with _autocast(precision, device):
+            return network(images).sum()
+
+    small, large = _BATCHES
+    forward(small).backward()  # what is made once is there
+    network.zero_grad()
+    return (kept_bytes(partial(forward, large), device) - kept_bytes(partial(forward, small), device)) / (large - small)
 
 
 def _autocast(precision: Any, device: str) -> AbstractContextManager[Any]:
