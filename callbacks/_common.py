@@ -23,6 +23,7 @@ class BatchObserver(Callback):
         self._observing = ExitStack()
         self._observed: Any = None  # what observe() gives, while a batch is observed
         self._last_step = -1
+        self._is_due = False  # whether this batch is observed, by the first process
 
     def observe(self, network: SpikingNetwork) -> AbstractContextManager[Any]:
         """What is entered for a batch; what it yields is complete when it ends."""
@@ -40,9 +41,10 @@ class BatchObserver(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         # with gradient accumulation several batches belong to one step: the first of them is observed
-        is_due = trainer.global_step != self._last_step and is_log_step(trainer, self.every_n_steps)
-        if trainer.is_global_zero and is_due:
+        self._is_due = trainer.global_step != self._last_step and is_log_step(trainer, self.every_n_steps)
+        if self._is_due:
             self._last_step = trainer.global_step
+        if self._is_due and trainer.is_global_zero:
             self._observed = self._observing.enter_context(self.observe(network_of(pl_module, self)))
 
     @override

@@ -124,7 +124,7 @@ class TrainingGuard(BatchObserver):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._batch = batch
         if self.on_nonfinite == "skip" and self._loss_is_finite is None:  # the first batch of the step
-            self._buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
+            self._buffers = _buffers_of(pl_module)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -159,9 +159,7 @@ class TrainingGuard(BatchObserver):
         if self._in_a_row + 1 >= self.most_skips:
             raise GuardError(f"{problem}. {self.most_skips} steps in a row were left out, so the network is lost")
         optimizer.zero_grad(set_to_none=True)  # optimizers leave parameters without a gradient alone
-        with torch.no_grad():
-            for name, buffer in pl_module.named_buffers():
-                buffer.copy_(self._buffers[name])
+        _put_back(pl_module, self._buffers)
         self._skipped += 1
         for logger in trainer.loggers:
             logger.log_metrics({"skipped_steps": float(self._skipped)}, step=trainer.global_step)
@@ -194,7 +192,7 @@ class TrainingGuard(BatchObserver):
     ) -> None:
         self._found = ""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.on_layers == "stop":  # the other processes end as well
+        if self.on_layers == "stop" and self._is_due:  # the other processes end as well
             self._found = trainer.strategy.broadcast(self._found)
             if self._found:
                 raise GuardError(
@@ -232,15 +230,24 @@ def _first_layer(network: SpikingNetwork, batch: object) -> str | None:
         if not found and isinstance(output, Tensor) and not _are_finite([output]):
             found.append(name)
 
-    kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    kept = _buffers_of(network)
     with torch.no_grad(), unseen(), observed(), ExitStack() as hooks:  # other observers have seen this batch
         for name, module in network.model.named_modules():
             if next(module.children(), None) is None:
                 hooks.callback(module.register_forward_hook(partial(look, name)).remove)
         network(images_of(batch, next(network.parameters()).dtype))
-        for name, buffer in network.named_buffers():
-            buffer.copy_(kept[name])
+    _put_back(network, kept)
     return found[0] if found else None
+
+
+def _buffers_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+@torch.no_grad()
+def _put_back(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
 
 
 def _listed(names: list[str]) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .commands import Commands, takes_network
+from .commands import Commands, check_device, check_json, takes_json, takes_network, write_json
 from .data import recipe_changes, recipe_data
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def add_commands(commands: Commands) -> None:
     bench.add_argument("--runtimes", metavar="NAME,...", help="only these, such as eager,integer; default: all")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     bench.add_argument("--recipe", help="whose test set is the input; options such as --data.root=PATH change it")
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, too")
+    takes_json(bench)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -48,19 +46,14 @@ def _bench(options: argparse.Namespace) -> None:
         number = getattr(options, name)
         if number is not None and number < 1:
             options.command.parser.error(f"--{name.replace('_', '-')} must be at least 1, got {number}")
-    if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise ValueError(f"--json {options.json} cannot be written: name a file in a folder that exists")
-
-    import torch
+    check_json(options)
+    check_device(options)
 
     from ..analysis import measure_speed
     from ..analysis.runtimes import RUNTIMES
-    from ..files.atomic import whole_file
     from ..store.catalog import find_entry
     from ..store.loading import load
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        options.command.parser.error("--device cuda: torch sees no GPU here; leave it out to measure on the CPU")
     network = load(options.network, device=options.device, timesteps=options.timesteps)
     entry = find_entry(options.network)
     recipe = options.recipe or (_OWN_DATA if entry is not None and entry.recipe == _OWN_DATA else None)
@@ -80,10 +73,7 @@ def _bench(options: argparse.Namespace) -> None:
         input=words,
     )
     print(f"{options.network}: {report}")
-    if options.json is not None:
-        with whole_file(options.json) as file:
-            file.write(json.dumps({"network": options.network, **report.to_dict()}, indent=1).encode() + b"\n")
-        print(f"written: {options.json}")
+    write_json(options, {"network": options.network, **report.to_dict()})
 
 
 def _test_samples(recipe: str, changes: Sequence[str], count: int) -> Tensor:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
-__all__ = ["Commands", "refuse", "takes_network"]
+__all__ = ["Commands", "check_device", "check_json", "refuse", "takes_json", "takes_network", "write_json"]
 
 Run = Callable[[argparse.Namespace], None]
 
@@ -124,6 +126,36 @@ def takes_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "network", metavar="NETWORK", help="entry of the zoo, ORG/NAME[@REVISION] on the Hub, folder or checkpoint"
     )
+
+
+def takes_json(parser: argparse.ArgumentParser) -> None:
+    """Let a command write what it says to a file as well, ``options.json``."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file, too")
+
+
+def check_json(options: argparse.Namespace) -> None:
+    """Refuse a file that cannot be written, before anything is measured."""
+    if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
+        raise ValueError(f"--json {options.json} cannot be written: name a file in a folder that exists")
+
+
+def write_json(options: argparse.Namespace, content: Mapping[str, Any]) -> None:
+    """Write the file, whole, where one is asked for, and say so."""
+    if options.json is None:
+        return
+    from ..files.atomic import whole_file
+
+    with whole_file(options.json) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
+    print(f"written: {options.json}")
+
+
+def check_device(options: argparse.Namespace) -> None:
+    """Refuse a GPU where there is none."""
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        options.command.parser.error("--device cuda: torch sees no GPU here; leave it out to measure on the CPU")
 
 
 def refuse(command: str, text: str) -> NoReturn:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .commands import Commands
+from .commands import Commands, check_device, check_json, takes_json, write_json
 
 if TYPE_CHECKING:
     from ..data.base import ClassificationDataModule
@@ -35,21 +34,18 @@ def add_commands(commands: Commands) -> None:
     )
     doctor.add_argument("source", metavar="RECIPE|PATH", help="name of a recipe, YAML file, run folder or checkpoint")
     doctor.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    doctor.add_argument("--json", type=Path, metavar="FILE", help="write all of it to a file, too")
+    takes_json(doctor)
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    if options.json is not None and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise ValueError(f"--json {options.json} cannot be written: name a file in a folder that exists")
-
+    check_json(options)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch reads it when it is imported: no word of its profiler
+    check_device(options)
+
     import torch
 
-    from ..files.atomic import whole_file
     from ..training.checkup import check_up
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        options.command.parser.error("--device cuda: torch sees no GPU here; leave it out to measure on the CPU")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # which accelerators there are is no answer to a question
@@ -61,10 +57,7 @@ def _doctor(options: argparse.Namespace) -> None:
         module.network.load_state_dict(read_checkpoint(checkpoint).network.state_dict())
     report = check_up(module, data, device=device, precision=trainer.precision or "32-true", epochs=trainer.max_epochs)
     print(f"{options.source}: {report}")
-    if options.json is not None:
-        with whole_file(options.json) as file:
-            file.write(json.dumps({"source": options.source, **report.to_dict()}, indent=1).encode() + b"\n")
-        print(f"written: {options.json}")
+    write_json(options, {"source": options.source, **report.to_dict()})
 
 
 def _recipe_of(source: str) -> tuple[Path, Path | None]:
@@ -73,7 +66,8 @@ def _recipe_of(source: str) -> tuple[Path, Path | None]:
 
     path = Path(source)
     if path.is_dir():
-        recipe, checkpoint = path / "config.yaml", next(iter(sorted(path.glob("checkpoints/last.ckpt"))), None)
+        last = path / "checkpoints" / "last.ckpt"
+        recipe, checkpoint = path / "config.yaml", last if last.is_file() else None
     elif path.suffix == ".ckpt":
         if not path.is_file():
             raise FileNotFoundError(f"there is no checkpoint {path.resolve()}")

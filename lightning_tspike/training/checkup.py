@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -188,20 +189,19 @@ def check_up(
     """
     if device == "cpu" and str(precision) == "16-mixed":
         precision = "bf16-mixed"  # as Lightning does
-    data.prepare_data()
-    data.setup("fit")
-    loader: Any = data.train_dataloader()
-    batch = next(iter(loader), None)
-    if batch is None:
-        raise ValueError("the data has no batch for training")
     network = module.network
-    x = images_of(batch, next(network.parameters()).dtype)
-    settled, health = _settled(network, x[:_IMAGES])
-    folded, report = fold(settled, x[:_FOLDED], integer_pools=True)
-    energy = measure_energy(folded, x[:_IMAGES])
-    memory = _memory(network.to(device), x.to(device), precision, device)
+    untrained = copy.deepcopy(network)
     clock = _Clock()
     trainer = _trained_a_little(module, data, clock, device, precision)
+    if clock.batch is None:
+        raise ValueError("the data has no batch for training")
+    x = images_of(clock.batch, next(network.parameters()).dtype)
+    few = x[:_IMAGES].cpu()
+    settled, health = _settled(untrained, few)
+    folded, report = fold(settled, few[:_FOLDED], integer_pools=True)
+    energy = measure_energy(folded, few)
+    memory = _memory(network.to(device).train(), x, precision, device)
+    loader: Any = trainer.train_dataloader
     state = (value for values in trainer.optimizers[0].state.values() for value in values.values())
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     fixed = sum(map(_bytes, [*network.parameters(), *network.buffers(), *learned]))
@@ -234,15 +234,14 @@ def check_up(
 
 @torch.no_grad()
 def _settled(network: SpikingNetwork, x: Tensor) -> tuple[SpikingNetwork, dict[str, LayerHealth]]:
-    """How its layers fire in training; and a copy, in evaluation, whose batch norms have that batch's statistics."""
-    settled = copy.deepcopy(network).cpu().train()
-    settled.memory = "full"
-    for module in settled.modules():
+    """The network in evaluation, its batch norms with this batch's statistics; and how its layers fire in training."""
+    network.memory = "full"
+    for module in network.train().modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
-    with layer_health(settled) as health:
-        settled(x)
-    return settled.eval(), health
+    with layer_health(network) as health:
+        network(x)
+    return network.eval(), health
 
 
 def _memory(network: SpikingNetwork, x: Tensor, precision: Any, device: str) -> dict[tuple[str, int], float]:
@@ -278,9 +277,10 @@ def _autocast(precision: Any, device: str) -> AbstractContextManager[Any]:
 
 
 class _Clock(Callback):
-    """Seconds of training steps, and of the waits for their data."""
+    """Seconds of training steps, and of the waits for their data; and the first batch."""
 
     def __init__(self) -> None:
+        self.batch: object = None
         self.steps: list[float] = []
         self.waits: list[float] = []
         self._begun = self._before = self._began = 0.0
@@ -291,6 +291,7 @@ class _Clock(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._begun = _now(pl_module)
         self.waits.append(self._begun - self._before)
+        self.batch = batch if self.batch is None else self.batch
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -322,8 +323,7 @@ def _trained_a_little(module: TernarySNNModule, data: Any, clock: _Clock, device
 
 def _median(times: list[float]) -> float:
     """Of all but the first, where there are others."""
-    counted = sorted(islice(times, 1, None)) or times
-    return counted[len(counted) // 2]
+    return statistics.median(times[1:] or times)
 
 
 def _duration(hours: float) -> str:

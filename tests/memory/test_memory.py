@@ -15,13 +15,13 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_tspike import TernarySNNModule, kernels
 from lightning_tspike._observe import observing
 from lightning_tspike.analysis.spikes import firing_rates
 from lightning_tspike.callbacks import FiringRateMonitor
+from lightning_tspike.memory.kept import kept_bytes
 from lightning_tspike.memory.packed import PackedSpikes
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork, ternarize
@@ -184,11 +184,7 @@ def _kept_bytes(network: SpikingNetwork, x: torch.Tensor) -> int:
     """Bytes that are held after a forward pass and were not before it."""
     network(x).sum().backward()  # what is made once is there
     network.zero_grad()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        loss = network(x).sum()
-    kept = sum(event.self_cpu_memory_usage for event in recorded.key_averages())
-    loss.backward()
-    return kept
+    return kept_bytes(lambda: network(x).sum(), "cpu")
 
 
 @pytest.mark.slow
