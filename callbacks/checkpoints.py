@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from typing_extensions import override
+
+from ._stop_signal import StopSignal
 
 __all__ = ["BestCheckpoint", "LastCheckpoint", "best_checkpoint"]
 
@@ -57,10 +60,54 @@ class LastCheckpoint(ModelCheckpoint):
     ``ModelCheckpoint(save_last=True)`` keeps a copy of the last checkpoint that it saved for its metric, so all epochs
     after the best one are lost when a run is stopped.
 
+    SIGTERM, by which schedulers ask for a machine back, ends the run with its checkpoint saved: after the step that is
+    under way, in all processes alike, or, once the epoch's steps are done, after its validation. With the datamodules
+    here a run goes on in the middle of an epoch as if it had not been stopped. A second SIGTERM ends it without.
+
     Args:
         dirpath: Its folder; by default ``checkpoints`` in the run's folder.
+
+    Raises:
+        SIGTERMException: Of Lightning, out of ``Trainer.fit``, after SIGTERM.
     """
 
     def __init__(self, dirpath: str | Path | None = None) -> None:
         # at the end of the training epoch: validation may come less often
         super().__init__(dirpath, self.CHECKPOINT_NAME_LAST, save_on_train_epoch_end=True)
+        self._stop = StopSignal()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._stop.listen()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # gradients that are being accumulated are in no checkpoint; the last batch is followed by validation
+        has_stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if has_stepped and not trainer.is_last_batch and self._is_told_to_stop(trainer):
+            super().on_train_epoch_end(trainer, pl_module)  # saves
+            raise SIGTERMException
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_told_to_stop(trainer):  # in the validation of the epoch before, which has been saved
+            raise SIGTERMException
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._stop.forget()
+        if self._is_told_to_stop(trainer):
+            raise SIGTERMException
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop.forget()
+        super().on_exception(trainer, pl_module, exception)
+
+    def _is_told_to_stop(self, trainer: Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self._stop.came, all=False)

@@ -52,7 +52,14 @@ class TimestepSchedule(Callback):
             )
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._set(trainer, pl_module)  # a run that goes on in the middle of an epoch does not start one
+
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._set(trainer, pl_module)
+
+    def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._last is not None
         assert trainer.max_epochs is not None
         changes_at = min(round(self.share * trainer.max_epochs), trainer.max_epochs - 1)

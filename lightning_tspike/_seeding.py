@@ -1,14 +1,16 @@
-"""Random streams that depend on seed, epoch and rank alone, so that a resumed run repeats an uninterrupted one."""
+"""Random streams that depend on seed, epoch, batch and rank alone: a resumed run repeats an uninterrupted one."""
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
-__all__ = ["epoch_seed", "epoch_to_come", "run_seed"]
+__all__ = ["batch_to_come", "epoch_to_come", "run_seed", "seed_all", "stream_seed"]
 
 
 def run_seed() -> int | None:
@@ -17,12 +19,30 @@ def run_seed() -> int | None:
     return None if seed is None else int(seed)
 
 
-def epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    """A 32-bit seed for one epoch on one process; neighbouring arguments give unrelated streams."""
-    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
+def stream_seed(*numbers: int) -> int:
+    """A 32-bit seed for a seed, an epoch, a rank and the like; neighbouring numbers give unrelated streams."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_all(*numbers: int) -> None:
+    """Let Python, numpy and torch draw the random numbers of a stream, see :func:`stream_seed`."""
+    seed = stream_seed(*numbers)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def epoch_to_come(checkpoint: Mapping[str, Any]) -> int:
     """The epoch that a fit begins with when it goes on from this checkpoint of Lightning's; 0 for mere weights."""
     loops = checkpoint.get("loops") or {}
     return loops["fit_loop"]["epoch_progress"]["current"]["processed"] if "fit_loop" in loops else 0
+
+
+def batch_to_come(checkpoint: Mapping[str, Any]) -> int:
+    """The batch of that epoch that it begins with; 0 where the checkpoint was saved at an epoch's end."""
+    loops = checkpoint.get("loops") or {}
+    if "fit_loop" not in loops:
+        return 0
+    epoch = loops["fit_loop"]["epoch_progress"]["current"]
+    batch = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
+    return batch if epoch["processed"] < epoch["started"] else 0

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from .._seeding import run_seed
 from .image_transforms import Mixing
 from .options import Loading
-from .samplers import EpochSampler, InOrderSampler, StreamLoader
+from .samplers import EpochSampler, InOrderSampler, ResumableLoader, StreamLoader
 from .samples import OnError, Samples, Stream, collate_readable
 
 __all__ = ["ClassificationDataModule"]
@@ -55,7 +55,7 @@ class ClassificationDataModule(L.LightningDataModule):
         # Worker processes start before Lightning tells the sampler which epoch a resumed run is in. (`current_epoch` is
         # one behind where the checkpoint was saved at the very end of an epoch.)
         sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed if trainer else 0)
-        return DataLoader(
+        return ResumableLoader(
             self.train_set,
             sampler=sampler,
             generator=sampler.generator,

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
+
+from .._seeding import seed_all
 
 __all__ = ["DataError", "OnError", "Samples", "Stream", "collate_readable", "sample_name"]
 
@@ -36,10 +38,13 @@ class Samples(Dataset[Any]):
 
     Attributes:
         epoch: The epoch that is read; the loader's sampler sets it.
+        seed: Set by the sampler as well: in a loader's worker process, the random numbers of a batch depend on it, the
+            epoch and the batch's first sample alone, not on what the process has read before. None: not set.
         mirrors_by_epoch: Whether every other image [C, H, W] is mirrored, and in the next epoch the others.
     """
 
     epoch = 0
+    seed: int | None = None
     mirrors_by_epoch = False
 
     def __init__(
@@ -74,6 +79,8 @@ class Samples(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample | None]:
         """The samples of a batch, as torch's loader asks for them."""
+        if self.seed is not None and get_worker_info() is not None:
+            seed_all(self.seed, self.epoch, indices[0], 0, 1)  # none of the streams of the training steps
         if self.batch_transform is None:
             return [self[index] for index in indices]
         numbers = [self.indices[index] for index in indices]

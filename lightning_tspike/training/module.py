@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import random
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -23,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from .._batches import images_of, targets_of
 from .._options import options_of, save_options, takes
-from .._seeding import epoch_seed, epoch_to_come, run_seed
+from .._seeding import batch_to_come, epoch_to_come, run_seed, seed_all
 from ..conversion.ann import load_ann
 from ..conversion.calibration import copy_weights
 from ..conversion.start import start_at_rate, start_from
@@ -140,7 +138,8 @@ class TernarySNNModule(L.LightningModule):
         self._operations = OperationsBySize()
         self._initial_rate = initial_rate  # None once it has been set
         self._planned_lr: float | None = None  # what the optimizer was made with
-        self._epoch_resumed, self._epoch_seeded = 0, -1
+        self._resumes_at = (0, 0)  # epoch and batch
+        self._epoch_seeded = -1
         # ANNs that the network starts from ("start") or learns from ("teacher"); in a dict, where they are no part of
         # the module: not of its parameters, its checkpoints or what DDP looks after
         self._anns: dict[str, torch.nn.Module] = {}
@@ -276,7 +275,7 @@ class TernarySNNModule(L.LightningModule):
         self._is_compiled = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._epoch_resumed = epoch_to_come(checkpoint)
+        self._resumes_at = epoch_to_come(checkpoint), batch_to_come(checkpoint)
 
     def on_fit_start(self) -> None:
         hp = self.hparams
@@ -293,7 +292,7 @@ class TernarySNNModule(L.LightningModule):
             self._anns["teacher"] = teacher.requires_grad_(False).to(self.device)
         # last: no other random numbers may be drawn before Lightning makes the loader's iterator
         progress: Any = self.trainer.fit_loop.epoch_progress
-        self._seed(progress.current.processed if self.trainer.ckpt_path is None else self._epoch_resumed)
+        self._seed(*((progress.current.processed, 0) if self.trainer.ckpt_path is None else self._resumes_at))
 
     def on_train_start(self) -> None:
         ann = self._anns.get("start")
@@ -313,7 +312,7 @@ class TernarySNNModule(L.LightningModule):
         # Lightning makes the iterator of a loader, which draws random numbers, right after this; but that of a fit's
         # first epoch long before, after on_fit_start, where that epoch has been seeded.
         if self._epoch_seeded != self.current_epoch:
-            self._seed(self.current_epoch)
+            self._seed(self.current_epoch, 0)
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         # Lookahead validates and saves its slow weights: as in timm's training, they take a step when an epoch ends
@@ -321,14 +320,18 @@ class TernarySNNModule(L.LightningModule):
             for optimizer in self.trainer.optimizers:
                 if isinstance(optimizer, Lookahead):
                     optimizer.sync_lookahead()
+        self._seed(self.current_epoch, batch_idx + 1)  # which is read next
 
-    def _seed(self, epoch: int) -> None:
+    def on_validation_end(self) -> None:
+        # within an epoch: loaders of validation draw random numbers, and a run that goes on there has not validated
+        if self._is_real_fit and not self.trainer.sanity_checking:
+            self._seed(self.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+    def _seed(self, epoch: int, batch: int) -> None:
+        """Have all that is drawn from here on, for this batch, depend on seed, epoch, batch and process alone."""
         self._epoch_seeded = epoch
         if (seed := run_seed()) is not None:
-            stream = epoch_seed(seed, epoch, self.global_rank)
-            random.seed(stream)
-            np.random.seed(stream)
-            torch.manual_seed(stream)
+            seed_all(seed, epoch, self.global_rank, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # what a folded copy needs to know of the images
