@@ -13,6 +13,7 @@ from torch.optim.swa_utils import update_bn
 from typing_extensions import override
 
 from .._batches import images_of
+from .._strategies import require_whole_weights
 from ._common import network_of
 
 __all__ = ["AveragedWeights"]
@@ -34,7 +35,8 @@ class AveragedWeights(EMAWeightAveraging):
         update_every_n_steps: Steps from one update of the average to the next.
 
     Raises:
-        MisconfigurationException: A number is out of range, or the module has no spiking network in ``network``.
+        MisconfigurationException: A number is out of range, the module has no spiking network in ``network``, or the
+            strategy shards the weights.
     """
 
     def __init__(self, decay: float = 0.999, norm_batches: int = 8, update_every_n_steps: int = 1) -> None:
@@ -55,6 +57,7 @@ class AveragedWeights(EMAWeightAveraging):
             self._average_model = None  # of a fit before: what runs now is what the module has
             return
         network_of(pl_module, self)
+        require_whole_weights(trainer.strategy, "AveragedWeights averages", "leave it out")
         self._device = trainer.strategy.root_device  # where the module itself gets to later
         super().setup(trainer, pl_module, stage)
 

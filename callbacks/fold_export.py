@@ -197,7 +197,8 @@ class FoldExport(Callback):
         if checkpoint.is_dir():
             raise MisconfigurationException(
                 f"the strategy {type(trainer.strategy).__name__} shards the weights ({checkpoint} is a folder of "
-                "shards), so FoldExport cannot read them; save full checkpoints (state_dict_type='full'), or leave "
+                "shards), so FoldExport cannot read them; save full checkpoints (FSDPStrategy(state_dict_type='full'), "
+                "ModelParallelStrategy(save_distributed_checkpoint=False)), or leave "
                 "FoldExport out and fold after training"
             )
         saved = read_checkpoint(checkpoint, self._config, self._own)  # its own: the one in training may carry hooks

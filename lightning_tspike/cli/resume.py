@@ -7,6 +7,9 @@ import io
 import os
 import re
 import shlex
+import signal
+import subprocess
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +23,14 @@ from lightning.pytorch.loggers import CSVLogger
 from ..files.atomic import whole_file
 from ..zoo import recipe_path
 
-__all__ = ["command_to_go_on", "enter_run_folder", "keep_metrics", "last_checkpoint", "newest_checkpoint"]
+__all__ = [
+    "command_to_go_on",
+    "ends_of_processes",
+    "enter_run_folder",
+    "keep_metrics",
+    "last_checkpoint",
+    "newest_checkpoint",
+]
 
 _IS_LAST = re.compile(r"last(-v\d+)?\.ckpt")
 _LOGGERS = ("CSVLogger", "TensorBoardLogger")  # whose runs have the folders save_dir/name/version_N
@@ -107,6 +117,30 @@ def newest_checkpoint(trainer: Trainer) -> Path | None:
             ]
     resumed = Path(trainer.ckpt_path) if trainer.ckpt_path else None
     return max(files, key=lambda file: file.stat().st_mtime_ns, default=resumed)
+
+
+def ends_of_processes(trainer: Trainer) -> list[str]:
+    """How processes ended, badly, that Lightning has started beside this one.
+
+    A killed one says nothing itself, and all that the others hear is that a connection was closed.
+    """
+    processes: Sequence[subprocess.Popen[Any]] = getattr(trainer.strategy.launcher, "procs", ())
+    end = time.monotonic() + 1  # the connection is closed a little before the process is gone
+    while processes and not any(process.poll() for process in processes) and time.monotonic() < end:
+        time.sleep(0.05)
+    return [
+        f"the process of rank {rank} (pid {process.pid}) "
+        + (f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with status {code}")
+        for rank, process in enumerate(processes, trainer.global_rank + 1)
+        if (code := process.poll())
+    ]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def command_to_go_on(words: Sequence[str], checkpoint: Path) -> str:

@@ -35,7 +35,14 @@ from ..store.checkpoint import CheckpointError
 from ..store.folder import read_folder
 from ..training.checkpoint_io import AtomicCheckpointIO
 from ..training.module import TernarySNNModule
-from .resume import command_to_go_on, enter_run_folder, keep_metrics, last_checkpoint, newest_checkpoint
+from .resume import (
+    command_to_go_on,
+    ends_of_processes,
+    enter_run_folder,
+    keep_metrics,
+    last_checkpoint,
+    newest_checkpoint,
+)
 from .run_folders import DiscardUntrained, folder_of_checkpoint, without_numbered
 
 __all__ = ["run_training_cli"]
@@ -173,13 +180,16 @@ class TrainingCLI(LightningCLI):
             self.trainer.fit(**arguments)
         except BaseException as error:
             self._say_how_to_go_on(is_stopped=isinstance(error, (KeyboardInterrupt, SystemExit)))
-            if isinstance(error, SIGTERMException):  # it would end as if all was done
+            if isinstance(error, SIGTERMException) and self.trainer.is_global_zero:
+                # it would end as if all was done; of the others, Lightning takes a status for a failure, and kills all
                 raise SystemExit(128 + signal.SIGTERM) from error
             raise
 
     def _say_how_to_go_on(self, is_stopped: bool) -> None:
         if not self.trainer.is_global_zero:
             return
+        for end in ends_of_processes(self.trainer):
+            print(end, file=sys.stderr)
         checkpoint = newest_checkpoint(self.trainer)
         if checkpoint is not None:
             command = command_to_go_on(self.words, checkpoint)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from .._batches import first_images
+from .._strategies import require_whole_weights
 from ..network.spiking_network import SpikingNetwork
 from .calibration import calibrate
 from .initial_rate import set_firing_rate
@@ -80,11 +80,7 @@ def _on_training_images(
         What it said, and how many images there were.
     """
     trainer = module.trainer
-    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-        raise MisconfigurationException(
-            f"{option}= changes whole weights, which {type(trainer.strategy).__name__} does not keep; train with "
-            "one device or DDP, or begin from a checkpoint of such a run"
-        )
+    require_whole_weights(trainer.strategy, f"{option}= changes", "begin from a checkpoint of such a run")
     network: SpikingNetwork = module.network  # type: ignore[assignment]
     dtype = next(network.parameters()).dtype
     work = torch.promote_types(dtype, torch.float32)

@@ -68,7 +68,7 @@ def read_checkpoint(
     if path.is_dir():
         raise CheckpointError(
             f"{path} is a folder of shards, each with a part of the weights; save full checkpoints "
-            "(state_dict_type='full')"
+            "(FSDPStrategy(state_dict_type='full'), ModelParallelStrategy(save_distributed_checkpoint=False))"
         )
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path.resolve()}")

@@ -22,6 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from .._batches import images_of, targets_of
 from .._options import options_of, save_options, takes
 from .._seeding import batch_to_come, epoch_to_come, run_seed, seed_all
+from .._strategies import require_whole_weights
 from ..conversion.ann import load_ann
 from ..conversion.calibration import copy_weights
 from ..conversion.start import start_at_rate, start_from
@@ -280,6 +281,8 @@ class TernarySNNModule(L.LightningModule):
     def on_fit_start(self) -> None:
         hp = self.hparams
         self._is_real_fit = True
+        if self.objective.synops_weight:
+            require_whole_weights(self.trainer.strategy, "synops_weight= counts operations by", "leave it out")
         if self._planned_lr not in (None, hp["lr"]):  # Lightning's LearningRateFinder has just set another
             self.trainer.strategy.setup_optimizers(self.trainer)
         if self.objective.teacher:
