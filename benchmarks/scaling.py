@@ -181,7 +181,12 @@ def _loopback_bytes() -> int:
 
 
 def _check(what: str, formula: float, measured: float) -> dict[str, Any]:
-    return {"what": what, "formula": formula, "measured": measured, "measured / formula": measured / formula}
+    return {
+        "what": what,
+        "formula": float(formula),
+        "measured": float(measured),
+        "measured / formula": measured / formula,
+    }
 
 
 def _images_per_second() -> dict[str, float]:

@@ -62,7 +62,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     SIGTERM, by which schedulers ask for a machine back, ends the run with its checkpoint saved: after the step that is
     under way, in all processes alike, or, once the epoch's steps are done, after its validation. With the datamodules
-    here a run goes on in the middle of an epoch as if it had not been stopped. A second SIGTERM ends it without.
+    here a run goes on in the middle of an epoch as if it had not been stopped. A second SIGTERM waits for nothing more
+    than the batch under way.
 
     Args:
         dirpath: Its folder; by default ``checkpoints`` in the run's folder.

@@ -16,7 +16,7 @@ from timm.optim import Lookahead
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from .._batches import images_of, targets_of
@@ -162,6 +162,7 @@ class TernarySNNModule(L.LightningModule):
         self.train_metrics = MetricCollection({"acc1": accuracies["acc1"].clone()}, prefix="train/")
         self.val_metrics = MetricCollection(accuracies, prefix="val/")
         self.test_metrics = self.val_metrics.clone(prefix="test/")
+        self.losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
 
     @classmethod
     def from_zoo(cls, name_or_path: str | os.PathLike[str], **options: Any) -> TernarySNNModule:
@@ -221,9 +222,13 @@ class TernarySNNModule(L.LightningModule):
         else:
             logits = self(x)
             loss = F.cross_entropy(logits, y)
-        self.log(
-            f"{stage}/loss", loss, on_step=is_train, on_epoch=not is_train, sync_dist=not is_train, batch_size=len(y)
-        )
+        if is_train:
+            self.log("train/loss", loss, on_step=True, on_epoch=False, batch_size=len(y))
+        else:
+            # Lightning's own mean over processes rounds their number of images down to a multiple of the processes
+            mean: Any = self.losses[stage]
+            mean.update(loss.detach(), len(y))
+            self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True, batch_size=len(y))
         metrics = getattr(self, f"{stage}_metrics")
         metrics.update(logits.detach(), y if y.ndim == 1 else y.argmax(-1))
         self.log_dict(metrics, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(y))
