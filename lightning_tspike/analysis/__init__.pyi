@@ -10,6 +10,9 @@ from .sections import ReportSection as ReportSection
 from .sections import SectionContent as SectionContent
 from .speed import SpeedReport as SpeedReport
 from .speed import measure_speed as measure_speed
+from .spike_view import SpikeRecord as SpikeRecord
+from .spike_view import record_spikes as record_spikes
+from .spike_view import write_spike_page as write_spike_page
 from .spikes import FiringRate as FiringRate
 from .spikes import firing_rates as firing_rates
 
@@ -23,9 +26,12 @@ __all__ = [
     "ReportSection",
     "SectionContent",
     "SpeedReport",
+    "SpikeRecord",
     "evaluate",
     "firing_rates",
     "measure_energy",
     "measure_speed",
+    "record_spikes",
     "write_report",
+    "write_spike_page",
 ]

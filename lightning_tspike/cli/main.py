@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import bench, data, doctor, export, fit, networks, report, zoo
+from . import bench, data, doctor, export, fit, networks, report, show, zoo
 from .commands import Commands
 from .user_errors import explained
 
 __all__ = ["main"]
 
-_GROUPS = (fit, doctor, networks, bench, export, data, report, zoo)
+_GROUPS = (fit, doctor, networks, show, bench, export, data, report, zoo)
 """In the order of the help. Nothing slow is imported before a command runs."""
 
 

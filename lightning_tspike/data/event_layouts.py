@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["LAYOUTS", "Layout"]
+__all__ = ["LAYOUTS", "Layout", "read_recording"]
 
 
 @dataclass(frozen=True)
@@ -72,3 +72,21 @@ LAYOUTS = {
     ),
 }  # fmt: skip
 """By the name of tonic's class. Another dataset with files of its own is one more line here."""
+
+
+def read_recording(file: Path) -> Any:
+    """Events of a file of one of these datasets, which its suffix tells: an array with fields x, y, t and p.
+
+    Raises:
+        ValueError: No dataset here has such files, or it is damaged.
+        FileNotFoundError: There is no such file.
+    """
+    readers = {Path(layout.pattern).suffix: layout.read for layout in LAYOUTS.values()}
+    if file.suffix not in readers:
+        raise ValueError(f"{file} is no recording that can be read here: expected a file {', '.join(sorted(readers))}")
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no recording {file}")
+    try:
+        return readers[file.suffix](file)
+    except Exception as error:  # event files raise anything, from OSError to struct.error
+        raise ValueError(f"{file} cannot be read as a recording: {type(error).__name__}: {error}") from error
