@@ -31,10 +31,12 @@ from ..analysis.evaluation import Evaluation, evaluate
 from ..callbacks import REPORT_SECTIONS, FoldExport, PredictionWriter
 from ..callbacks.checkpoints import best_checkpoint
 from ..callbacks.run_files import run_folder
+from ..network.spiking_network import SpikingNetwork
 from ..store.checkpoint import CheckpointError
 from ..store.folder import read_folder
 from ..training.checkpoint_io import AtomicCheckpointIO
 from ..training.module import TernarySNNModule
+from .quiet import quieten_lightning
 from .resume import (
     command_to_go_on,
     ends_of_processes,
@@ -83,11 +85,13 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = list(words)
+        quieten_lightning()
         super().__init__(
             TernarySNNModule,
             LightningDataModule,
             subclass_mode_data=True,
-            trainer_defaults={"callbacks": [PredictionWriter()]},
+            # Lightning's table of submodules has one row of interest, and "FLOPs: 0"
+            trainer_defaults={"callbacks": [PredictionWriter()], "enable_model_summary": False},
             # a beginning of an option that passes for the option today may mean another one tomorrow
             parser_kwargs={
                 "prog": "tspike",
@@ -161,9 +165,14 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Say which checkpoint is resumed, and where the run goes on."""
+        """Say what is trained, which checkpoint is resumed, and where the run goes on."""
         checkpoint = self.config.fit.ckpt_path
-        if not checkpoint or not self.trainer.is_global_zero:
+        if not self.trainer.is_global_zero:
+            return
+        network = getattr(self.model, "network", None)
+        if isinstance(network, SpikingNetwork):
+            print(_described(network), flush=True)
+        if not checkpoint:
             return
         folder = run_folder(self.trainer)
         if not self._goes_on_in_its_folder:
@@ -207,6 +216,8 @@ class TrainingCLI(LightningCLI):
         folder = export.folders.get(checkpoint) if export and checkpoint else None
         if not trainer.is_global_zero or not checkpoint:
             return
+        if folder is not None and folder.is_relative_to(Path.cwd()):  # as the checkpoint's path is
+            folder = folder.relative_to(Path.cwd())
         console = Console()
         console.out(
             f"checkpoint: {checkpoint}\nfolded:     {folder or 'none (no FoldExport, or it warned)'}", highlight=False
@@ -239,6 +250,18 @@ class TrainingCLI(LightningCLI):
         if isinstance(limit, float) and limit == 1:
             return loader
         return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
+
+
+def _described(network: SpikingNetwork) -> str:
+    """A network in a line."""
+    name = network.config.backbone if network.config else type(network.model).__name__
+    parameters = sum(p.numel() for p in network.parameters())
+    neurons = network.neurons().values()
+    learned = sum(neuron.raw_amplitude is not None for neuron in neurons)
+    return (
+        f"network:    {name}, T = {network.timesteps}, {parameters:,} parameters, {len(neurons)} layers of neurons, "
+        f"amplitudes learned in {learned}"
+    )
 
 
 def _is_missing(checkpoint: str) -> bool:
