@@ -187,6 +187,7 @@ def _ends(strategy: str, features: Sequence[str], images: Path, folder: Path) ->
         file = folder / feature.replace(" ", "_") / "result.pt"
         silent = {"weights": {}, "said": f"the processes ended with status {result.returncode}: {result.stderr[-500:]}"}
         found[feature] = torch.load(file, weights_only=True) if file.exists() else silent
+        found[feature]["said"] = found[feature]["said"].replace(f"{file.parent}/", "")
     return found
 
 

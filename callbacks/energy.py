@@ -48,7 +48,7 @@ class EnergyMonitor(Callback):
             network in ``network``.
 
     Warns:
-        The network cannot be folded, or a batch has no images that can be told; nothing is measured then.
+        UserWarning: The network cannot be folded, or a batch has no images that can be told; nothing is measured then.
     """
 
     def __init__(
