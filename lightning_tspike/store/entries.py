@@ -105,6 +105,21 @@ ENTRIES = (
         "--data.num_workers=0",
     ),
     ZooEntry(
+        name="tspike-cifar10-fast-sparse",
+        architecture="tspike_fast_resnet",
+        tag="cifar10_sparse",
+        dataset="CIFAR-10 (93 of its 60,000 images as JPEG)",
+        timesteps=1,
+        status="trained",
+        recipe="cifar10_fast_sparse",
+        precision="int8",
+        sha256="0b9adf6165d5ce28a5f10ea49e74aaf93ed4d84ddb6f3b3849edcee9aa993865",
+        size=1_991_208,
+        metrics={"test/acc1": 0.8797, "test/acc1/int8": 0.879},
+        measured_by="tspike zoo verify tspike-cifar10-fast-sparse --recipe cifar10_fast_sparse --data.dataset=npz "
+        "--data.root=PATH --data.num_workers=0",
+    ),
+    ZooEntry(
         name="tspike-nmnist",
         architecture="tspike_resnet_small",
         tag="nmnist",

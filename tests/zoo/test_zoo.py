@@ -28,7 +28,10 @@ from lightning_tspike.network import NetworkConfig
 from lightning_tspike.store.checkpoint import CheckpointError
 from lightning_tspike.store.folder import FolderError, write_folder
 
-TRAINED = ["tspike-cifar10", "tspike-cifar10-fast", "tspike-digits", "tspike-fashion-mnist", "tspike-nmnist"]
+TRAINED = [
+    "tspike-cifar10", "tspike-cifar10-fast", "tspike-cifar10-fast-sparse", "tspike-digits", "tspike-fashion-mnist",
+    "tspike-nmnist",
+]  # fmt: skip
 
 
 def test_list_and_info() -> None:
@@ -98,15 +101,16 @@ def test_fashion_mnist_does_what_the_entry_says(shared: Callable[[str], Path], t
     assert right == pytest.approx(zoo.info("tspike-fashion-mnist").metrics["test/acc1/int8"], abs=0.02)
 
 
-def test_cifar10_does_what_the_entry_says(shared: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("name", ["tspike-cifar10-fast", "tspike-cifar10-fast-sparse"])
+def test_cifar10_does_what_the_entry_says(shared: Callable[[str], Path], name: str) -> None:
     """On the first 1,000 test images."""
     with np.load(shared("data/cifar10") / "cifar10_test.npz") as arrays:
         images, labels = (arrays[name][:1000] for name in "xy")
-    transform, network = zoo.transforms("tspike-cifar10-fast"), zoo.load("tspike-cifar10-fast", precision="int8")
+    transform, network = zoo.transforms(name), zoo.load(name, precision="int8")
     x = torch.stack([transform(Image.fromarray(image)) for image in images])
     with torch.no_grad():
         right = (network(x).argmax(-1) == torch.tensor(labels)).double().mean().item()
-    assert right == pytest.approx(zoo.info("tspike-cifar10-fast").metrics["test/acc1/int8"], abs=0.02)
+    assert right == pytest.approx(zoo.info(name).metrics["test/acc1/int8"], abs=0.02)
 
 
 def test_events_by_the_entrys_own_transform(shared: Callable[[str], Path], tmp_path: Path) -> None:
