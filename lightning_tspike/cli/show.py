@@ -15,7 +15,7 @@ def add_commands(commands: Commands) -> None:
     show = commands.add(
         "show",
         _show,
-        "show a network's spikes for one image or recording, as one HTML file",
+        "show a network's spikes for an image or recording, as HTML",
         "Show what a network does with one image or event recording, as one HTML file that needs nothing else: spike "
         "maps of every layer by time step, membrane potentials of neurons that you click on, how the decision firms "
         "up, and operations by layer.",
