@@ -110,20 +110,21 @@ class Undisturbed:
 
     Args:
         folder: For their files.
+        processes: Of how many there is to be a run; that of one is needed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, processes: Sequence[int] = (1, 2)) -> None:
         self.weights: dict[int, Any] = {}
         self.seconds: dict[tuple[str, int], float] = {}
-        for processes in (1, 2):
-            place = folder / f"fit{processes}"
+        for count in processes:
+            place = folder / f"fit{count}"
             place.mkdir()
-            process = _start(_fit_words(processes), place)
+            process = _start(_fit_words(count), place)
             _await(lambda place=place: (place / RUN / "config.yaml").exists(), process)
             begin = time.monotonic()
             _end_well(process, place)
-            self.seconds["fit", processes] = time.monotonic() - begin
-            self.weights[processes] = _weights(place)
+            self.seconds["fit", count] = time.monotonic() - begin
+            self.weights[count] = _weights(place)
         self.run = folder / "fit1" / RUN
         self.size = sum(file.stat().st_size for file in (folder / "fit1").rglob("*") if file.is_file())
         for what in WRITING:

@@ -154,9 +154,8 @@ def test_another_batch_size_is_refused(tmp_path: Path, images: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-def test_two_processes(tmp_path: Path, rank: int) -> None:
-    """A signal to either of them stops both where they are; they go on as if it had not come (DDP by gloo)."""
+def test_two_processes(tmp_path: Path) -> None:
+    """A signal to the second of them stops both where they are; they go on as if it had not come (DDP by gloo)."""
     words = [
         Path(sys.executable).with_name("tspike"), "fit", "--config", "digits", "--model.timesteps=1",
         "--model.backbone_kwargs={layers: [1, 1], widths: [4, 8]}", "--data.batch_size=8", "--trainer.accelerator=cpu",
@@ -179,7 +178,7 @@ def test_two_processes(tmp_path: Path, rank: int) -> None:
                 process.pid,
                 *map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()),
             ]
-            os.kill(pids[rank], signal.SIGTERM)
+            os.kill(pids[1], signal.SIGTERM)
             printed, _ = process.communicate(timeout=120)
         finally:
             process.kill()
