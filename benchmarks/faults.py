@@ -120,7 +120,7 @@ class Undisturbed:
             place = folder / f"fit{count}"
             place.mkdir()
             process = _start(_fit_words(count), place)
-            _await(lambda place=place: (place / RUN / "config.yaml").exists(), process)
+            _await((place / RUN / "config.yaml").exists, process)
             begin = time.monotonic()
             _end_well(process, place)
             self.seconds["fit", count] = time.monotonic() - begin
@@ -128,13 +128,13 @@ class Undisturbed:
         self.run = folder / "fit1" / RUN
         self.size = sum(file.stat().st_size for file in (folder / "fit1").rglob("*") if file.is_file())
         for what in WRITING:
-            place = self.place_for(what, folder / what)
+            place = self.place_for(folder / what)
             begin = time.monotonic()
             _end_well(_start(WRITING[what][0], place), place)
             self.seconds[what, 1] = time.monotonic() - begin
             assert not _broken(place), what
 
-    def place_for(self, _what: str, folder: Path) -> Path:
+    def place_for(self, folder: Path) -> Path:
         """A folder in which a command finds what it reads."""
         folder.mkdir()
         (folder / "last.ckpt").write_bytes((self.run / "checkpoints/last.ckpt").read_bytes())
@@ -167,7 +167,7 @@ def strike(case: Case, undisturbed: Undisturbed, folder: Path) -> Outcome:
 
 def _strike_command(case: Case, undisturbed: Undisturbed, folder: Path) -> Outcome:
     words, written = WRITING[case.what]
-    place = undisturbed.place_for(case.what, folder)
+    place = undisturbed.place_for(folder)
     process = _start(words, place)
     time.sleep(case.moment * undisturbed.seconds[case.what, 1])
     _hit(process, case)
@@ -232,7 +232,7 @@ def _session(leader: int) -> list[int]:
         try:
             if os.getsid(int(folder.name)) == leader and ") Z " not in (folder / "stat").read_text():
                 found.append(int(folder.name))
-        except (OSError, ProcessLookupError):
+        except OSError:  # it is over by now
             continue
     return found
 

@@ -148,7 +148,6 @@ def _train(feature: str, strategy: Strategy | str, processes: int, images: Path,
 def _work(strategy: str, features: Sequence[str], images: Path, folder: Path) -> None:
     """In each of several processes: train all features by a strategy; the first one writes what came of it."""
     warnings.filterwarnings("ignore")
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     for feature in features:
         place = folder / feature.replace(" ", "_")
         try:

@@ -61,8 +61,8 @@ def on_files(files: Files, config: Any) -> Files:
         uri = _uri(path)
         if files.get_file_from_path(uri) is not None:
             continue
-        if path.suffix in (".md", ".png", ".svg"):
-            _add(files, config, uri, path=path)
+        if uri.startswith("results/"):
+            _add(files, config, uri, abs_src_path=str(path))
             if path.suffix == ".md":
                 wanted |= set(_outside(path.parent, path.read_text()))
         else:
@@ -92,13 +92,8 @@ def on_page_content(html: str, **_: Any) -> str:
     return html.replace("::</p>", ":</p>")
 
 
-def _add(files: Files, config: Any, uri: str, *, content: str | None = None, path: Path | None = None) -> None:
-    made = (
-        File.generated(config, uri, content=content)
-        if path is None
-        else File.generated(config, uri, abs_src_path=str(path))
-    )
-    files.append(made)
+def _add(files: Files, config: Any, uri: str, **source: Any) -> None:
+    files.append(File.generated(config, uri, **source))
 
 
 def _folder_of(uri: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["batch_to_come", "epoch_to_come", "run_seed", "seed_all", "stream_seed"]
+__all__ = ["place_to_come", "run_seed", "seed_all", "stream_seed"]
 
 
 def run_seed() -> int | None:
@@ -32,17 +32,11 @@ def seed_all(*numbers: int) -> None:
     torch.manual_seed(seed)
 
 
-def epoch_to_come(checkpoint: Mapping[str, Any]) -> int:
-    """The epoch that a fit begins with when it goes on from this checkpoint of Lightning's; 0 for mere weights."""
-    loops = checkpoint.get("loops") or {}
-    return loops["fit_loop"]["epoch_progress"]["current"]["processed"] if "fit_loop" in loops else 0
-
-
-def batch_to_come(checkpoint: Mapping[str, Any]) -> int:
-    """The batch of that epoch that it begins with; 0 where the checkpoint was saved at an epoch's end."""
+def place_to_come(checkpoint: Mapping[str, Any]) -> tuple[int, int]:
+    """Epoch and batch that a fit begins with when it goes on from this checkpoint of Lightning's; 0, 0 for weights."""
     loops = checkpoint.get("loops") or {}
     if "fit_loop" not in loops:
-        return 0
+        return 0, 0
     epoch = loops["fit_loop"]["epoch_progress"]["current"]
     batch = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"]
-    return batch if epoch["processed"] < epoch["started"] else 0
+    return epoch["processed"], batch if epoch["processed"] < epoch["started"] else 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
 import traceback
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +61,40 @@ def shared() -> Callable[[str], Path]:
         return SHARED / name
 
     return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """Chromium; the test is skipped where there is none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("needs Chromium (Debian: apt install chromium)")
+    return found
+
+
+def _unpack(archive: Path, folder: Path, pattern: str, limit: int) -> None:
+    """The first ``limit`` files of each folder in a zip file whose names match."""
+    taken: dict[str, int] = {}
+    with zipfile.ZipFile(archive) as file:
+        for name in sorted(file.namelist()):
+            parent = name.rpartition("/")[0]
+            if re.search(pattern, name) and taken.get(parent, 0) < limit:
+                taken[parent] = taken.get(parent, 0) + 1
+                file.extract(name, folder)
+
+
+@pytest.fixture
+def tiny_imagenet(shared: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Folder of four images of each class, for training and for validation."""
+    _unpack(shared("data/tiny_imagenet_20.zip"), tmp_path, r"\.JPEG$", 4)
+    return tmp_path / "tiny_imagenet_20"
+
+
+@pytest.fixture
+def nmnist(shared: Callable[[str], Path], tmp_path: Path) -> Path:
+    """Root of five recordings of each digit, for training and for testing."""
+    _unpack(shared("data/nmnist_small.zip"), tmp_path, r"\.bin$", 5)
+    return tmp_path
 
 
 class Result(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -93,11 +92,8 @@ class _Server(SimpleHTTPRequestHandler):
         pass
 
 
-def test_search(site: Path, tmp_path: Path) -> None:
+def test_search(site: Path, tmp_path: Path, browser: str) -> None:
     """In a browser, from a server, as a reader has it."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs Chromium (Debian: apt install chromium)")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Server, directory=str(site))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         dom = subprocess.run(

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 
-from ..files.atomic import whole_file
 from .figures import plot_curves
+from .html_page import data_uri, write_page
 from .run_logs import ReportError, RunLogs, read_logs
 from .sections import ReportSection, SectionContent, left_out, thinned_series
 
 __all__ = ["ReportError", "write_report"]
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 PANELS, ROWS = 24, 1000
 """What a page can show; of more, some are chosen, and the page says how many are left out."""
@@ -56,11 +52,7 @@ def write_report(run: str | Path, output: str | Path | None = None, *, sections:
             f"the logs in {run.resolve()} are not as lightning-tspike's callbacks write them: {error!r}"
         ) from error
     notes = [f"{logs.skipped:,} values at steps that are not finite are left out."] if logs.skipped else []
-    template = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True).get_template("report.html.jinja")
-    page = template.render(run=run.resolve(), sections=shown, notes=notes, most_rows=ROWS)
-    with whole_file(output, foreseeable=False) as stream:
-        stream.write(page.encode(errors="replace"))
-    return output
+    return write_page(output, "report.html.jinja", run=run.resolve(), sections=shown, notes=notes, most_rows=ROWS)
 
 
 def _draw_curves(logs: RunLogs) -> SectionContent | None:
@@ -86,4 +78,4 @@ def _data_uri(figure: Figure) -> str:
     """As SVG; in an image of its own, where its names collide with no other's."""
     file = io.BytesIO()
     figure.savefig(file, format="svg")
-    return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri("image/svg+xml", file.getvalue())

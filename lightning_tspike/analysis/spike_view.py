@@ -13,20 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 from torch import Tensor
 
 from .._observe import observing
-from ..files.atomic import whole_file
 from ..files.input_spec import InputSpec
 from ..functional import per_channel
 from ..network.spiking_network import SpikingNetwork
 from .energy import EnergyReport, measure_energy
+from .html_page import data_uri, write_page
 
 __all__ = ["LayerSpikes", "SpikeRecord", "record_spikes", "write_spike_page"]
 
-TEMPLATES = Path(__file__).parent / "templates"
 CHANNELS = 16
 """Channels of a layer that are shown, those that fire most; the page says of how many."""
 TOP = 5
@@ -182,25 +180,19 @@ def write_spike_page(
         "layers": [_packed(layer) for layer in record.layers],
     }
     most = max((max(layer.synops, layer.macs, layer.ann_macs) for layer in energy.layers), default=1.0) or 1.0
-    page = (
-        Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True)
-        .get_template("spikes.html.jinja")
-        .render(
-            title=title,
-            record=record,
-            decision=names[record.decision],
-            probability=float(record.probabilities[-1, record.decision]),
-            rate=_mean_rate(record),
-            energy=energy,
-            most=most,
-            # "<" could end the script that it stands in
-            data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
-        )
+    return write_page(
+        Path(output),
+        "spikes.html.jinja",
+        title=title,
+        record=record,
+        decision=names[record.decision],
+        probability=float(record.probabilities[-1, record.decision]),
+        rate=_mean_rate(record),
+        energy=energy,
+        most=most,
+        # "<" could end the script that it stands in
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )
-    output = Path(output)
-    with whole_file(output, foreseeable=False) as stream:
-        stream.write(page.encode(errors="replace"))
-    return output
 
 
 def _mean_rate(record: SpikeRecord) -> float:
@@ -265,4 +257,4 @@ def _picture(image: Tensor, spec: InputSpec | None) -> Image.Image:
 def _data_uri(picture: Image.Image) -> str:
     file = io.BytesIO()
     picture.save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri("image/png", file.getvalue())

@@ -65,8 +65,8 @@ def _classify(options: argparse.Namespace) -> None:
         options.command.parser.error(f"--top must be at least 1, got {options.top}")
 
     import torch
-    from PIL import Image
 
+    from ..data.image_files import read_image
     from ..inference.integer_network import integer
     from ..store.loading import load_with_config, transform_of
 
@@ -80,11 +80,7 @@ def _classify(options: argparse.Namespace) -> None:
     names = manifest.label_names or [str(label) for label in range(network.num_classes)]
     table = new_table("image", "class", "probability")
     for file in options.images:
-        try:
-            with Image.open(file) as image:
-                x = transform(image)
-        except (OSError, Image.DecompressionBombError) as error:  # also what is no image: UnidentifiedImageError
-            raise ValueError(f"{file} cannot be read as an image: {error}") from error
+        x = read_image(file, transform)
         with torch.no_grad():
             probabilities = network(x[None]).softmax(-1)[0]
         for probability, label in zip(*probabilities.topk(min(options.top, len(names))), strict=True):

@@ -33,10 +33,9 @@ def _show(options: argparse.Namespace) -> None:
     if options.channels < 1:
         options.command.parser.error(f"--channels must be at least 1, got {options.channels}")
 
-    from PIL import Image
-
     from ..analysis.spike_view import record_spikes, write_spike_page
     from ..data.event_layouts import read_recording
+    from ..data.image_files import read_image
     from ..store.loading import load_with_config, transform_of
 
     network, manifest = load_with_config(options.network)
@@ -47,14 +46,7 @@ def _show(options: argparse.Namespace) -> None:
         if has_frames:
             options.command.parser.error("--timesteps is for images: of a recording, every frame is a time step")
         network.timesteps = options.timesteps
-    if has_frames:
-        x = transform(read_recording(options.input))
-    else:
-        try:
-            with Image.open(options.input) as image:
-                x = transform(image)
-        except (OSError, Image.DecompressionBombError) as error:  # also what is no image: UnidentifiedImageError
-            raise ValueError(f"{options.input} cannot be read as an image: {error}") from error
+    x = transform(read_recording(options.input)) if has_frames else read_image(options.input, transform)
     record = record_spikes(network, x, channels=options.channels)
     output = options.output or Path(f"{options.input.stem}.html")
     title = f"{options.network} sees {options.input.name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ from timm.data import create_dataset
 from timm.data.readers import create_reader
 from torch import Tensor
 
-__all__ = ["NpzImages", "ReaderImages", "TorchvisionImages", "open_folder", "open_hugging_face", "open_stream"]
+__all__ = [
+    "NpzImages",
+    "ReaderImages",
+    "TorchvisionImages",
+    "open_folder",
+    "open_hugging_face",
+    "open_stream",
+    "read_image",
+]
 
 
 class TorchvisionImages:
@@ -147,6 +155,19 @@ class ReaderImages:
 
     def filename(self, index: int) -> str:
         return str(self.reader.filename(index, absolute=True))
+
+
+def read_image(file: Path, transform: Callable[[Any], Tensor]) -> Tensor:
+    """One image file, made ready by a transform.
+
+    Raises:
+        ValueError: It cannot be read as an image.
+    """
+    try:
+        with Image.open(file) as image:
+            return transform(image)
+    except (OSError, Image.DecompressionBombError) as error:  # also what is no image: UnidentifiedImageError
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def open_folder(folder: Path) -> ReaderImages:

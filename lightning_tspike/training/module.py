@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from .._batches import images_of, targets_of
 from .._options import options_of, save_options, takes
-from .._seeding import batch_to_come, epoch_to_come, run_seed, seed_all
+from .._seeding import place_to_come, run_seed, seed_all
 from .._strategies import require_whole_weights
 from ..conversion.ann import load_ann
 from ..conversion.calibration import copy_weights
@@ -281,7 +281,7 @@ class TernarySNNModule(L.LightningModule):
         self._is_compiled = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._resumes_at = epoch_to_come(checkpoint), batch_to_come(checkpoint)
+        self._resumes_at = place_to_come(checkpoint)
 
     def on_fit_start(self) -> None:
         hp = self.hparams

@@ -70,11 +70,8 @@ def test_every_section_is_there(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(b"<svg" in base64.b64decode(picture) for picture in pictures)
 
 
-def test_a_browser_draws_every_chart(run: Path, tmp_path: Path) -> None:
+def test_a_browser_draws_every_chart(run: Path, tmp_path: Path, browser: str) -> None:
     """Headless Chromium lays the page out, and every chart's place in a screenshot holds more than one colour."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs Chromium (Debian: apt install chromium)")
     page = write_report(run, tmp_path / "report.html")
     asking = tmp_path / "asking.html"  # the same page, which then writes down where its charts are
     asking.write_text(

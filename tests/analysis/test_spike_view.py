@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -105,11 +104,8 @@ const wait = setInterval(() => {
 </script></body>"""
 
 
-def test_a_browser_draws_every_spike(digit: Image.Image, tmp_path: Path) -> None:
+def test_a_browser_draws_every_spike(digit: Image.Image, tmp_path: Path, browser: str) -> None:
     """At each time step, red and blue pixels of a layer's map are its positive and negative spikes."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs Chromium (Debian: apt install chromium)")
     record = record_spikes(zoo.load("tspike-digits"), zoo.transforms("tspike-digits")(digit))
     names = [f"</script>{number}" for number in range(10)]
     page = write_spike_page(record, tmp_path / "page.html", title="<b>five</b>", class_names=names)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,25 +32,13 @@ HERE = [
 RUN = Path("runs/resnet18_imagenet_modern/version_0")
 
 
-@pytest.fixture
-def images(shared: Callable[[str], Path], tmp_path: Path) -> Path:
-    taken: dict[str, int] = {}
-    with zipfile.ZipFile(shared("data/tiny_imagenet_20.zip")) as file:
-        for name in sorted(file.namelist()):
-            parent = name.rpartition("/")[0]
-            if name.endswith(".JPEG") and taken.get(parent, 0) < 4:
-                taken[parent] = taken.get(parent, 0) + 1
-                file.extract(name, tmp_path)
-    return tmp_path / "tiny_imagenet_20"
-
-
 @pytest.mark.slow
-def test_killed_stopped_and_finished(images: Path, tmp_path: Path) -> None:
+def test_killed_stopped_and_finished(tiny_imagenet: Path, tmp_path: Path) -> None:
     last = tmp_path / RUN / "checkpoints/last.ckpt"
 
     def start(*more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [Path(sys.executable).with_name("tspike"), *COMMAND, f"--data.root={images}", *HERE, *more],
+            [Path(sys.executable).with_name("tspike"), *COMMAND, f"--data.root={tiny_imagenet}", *HERE, *more],
             cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1", "WANDB_SILENT": "true"},
         )  # fmt: skip

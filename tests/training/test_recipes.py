@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,29 +21,6 @@ from lightning_tspike.data import DigitsDataModule, ImageDataModule
 from lightning_tspike.folding import fold
 from lightning_tspike.store.checkpoint import read_checkpoint
 from lightning_tspike.training import distillation_loss, tet_loss
-
-
-def unpack(archive: Path, folder: Path, pattern: str, limit: int) -> None:
-    """The first ``limit`` files of each folder in a zip file whose names match."""
-    taken: dict[str, int] = {}
-    with zipfile.ZipFile(archive) as file:
-        for name in sorted(file.namelist()):
-            parent = name.rpartition("/")[0]
-            if re.search(pattern, name) and taken.get(parent, 0) < limit:
-                taken[parent] = taken.get(parent, 0) + 1
-                file.extract(name, folder)
-
-
-@pytest.fixture
-def tiny_imagenet(shared: Callable[[str], Path], tmp_path: Path) -> Path:
-    unpack(shared("data/tiny_imagenet_20.zip"), tmp_path, r"\.JPEG$", 4)
-    return tmp_path / "tiny_imagenet_20"
-
-
-@pytest.fixture
-def nmnist(shared: Callable[[str], Path], tmp_path: Path) -> Path:
-    unpack(shared("data/nmnist_small.zip"), tmp_path, r"\.bin$", 5)
-    return tmp_path
 
 
 @pytest.fixture
