@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_tspike.models.official import OfficialError, import_official
+from lightning_tspike.models import ForeignWeightsError, import_official
 
 from .hostile import Source
 from .hostile_checkpoints import call, flip, truncate, zipped
@@ -79,6 +79,6 @@ SOURCE = Source(
     (flip, truncate, call, zipped, levels, entries),
     lambda file: import_official(file)(IMAGES),
     lambda logits: torch.equal(logits, expected()),
-    (OfficialError,),
+    (ForeignWeightsError,),
     may_pass=(flip,),
 )

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
         "docs/export.md",
         "docs/fold.md",
         "docs/inference.md",
+        "docs/moving.md",
         "docs/speed.md",
         "docs/training.md",
         "docs/watching.md",

@@ -100,7 +100,7 @@ class Commands:
         command.run(options)
 
     def _list_in_help(self) -> None:
-        listed = [f"  {words:<15}  {line}" for words, line in self.lines()]
+        listed = [f"  {words:<19}  {line}" for words, line in self.lines()]
         self._parser.epilog = "\n".join(["commands:", *listed, *(["", self._hint] if self._hint else [])])
         for group in self._groups.values():
             group._list_in_help()

@@ -25,7 +25,7 @@ def add_commands(commands: Commands) -> None:
     doctor = commands.add(
         "doctor",
         _doctor,
-        "what a training run will be like: layers, memory, speed, hours",
+        "what a run will be like: layers, memory, speed, hours",
         "Builds what a recipe trains, runs a batch and a few training steps on one device, and says how its layers of "
         "neurons fire, which amplitudes learn, how it folds, how many operations it takes, which batch fits into "
         "memory, and how long the run will take. Of a run's folder or checkpoint, with its weights. Options such as "

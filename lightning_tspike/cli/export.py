@@ -15,7 +15,7 @@ def add_commands(commands: Commands) -> None:
     export = commands.add(
         "export",
         _export,
-        "write a network for other programs: ONNX, PyTorch's pt2, NIR",
+        "write a network for other programs: ONNX, pt2, NIR",
         "Write a network as a file that runs without this package, folded, with its preprocessing and its class names. "
         "The file is run and compared with the network before it is kept.",
     )

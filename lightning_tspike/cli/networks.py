@@ -1,4 +1,4 @@
-"""``tspike classify|fold|import-official``: what is done with a network that has been trained."""
+"""``tspike classify|fold|import-official|import-spikingjelly``: what is done with a network that has been trained."""
 
 from __future__ import annotations
 
@@ -59,6 +59,24 @@ def add_commands(commands: Commands) -> None:
     )
     official.add_argument("--timesteps", type=int, default=4, help="time steps T it was trained with; default: 4")
 
+    jelly = commands.add(
+        "import-spikingjelly",
+        _import_spikingjelly,
+        "fold a ResNet or SEW-ResNet of SpikingJelly",
+        "Write a ResNet or SEW-ResNet trained with SpikingJelly as a folder that zoo.load reads. Weights do not tell "
+        "what the neurons are: name the class and the arguments that it was made with.",
+    )
+    jelly.add_argument("checkpoint", type=Path, help="file with a state_dict or a checkpoint, such as .pth")
+    jelly.add_argument("--network", required=True, help="the function that made it: spiking_resnet18, sew_resnet34")
+    jelly.add_argument("--cnf", default="ADD", help="of a SEW-ResNet: ADD, AND or IAND; default: ADD")
+    jelly.add_argument("--neuron", default="IFNode", help="its neurons' class, e.g. LIFNode; default: IFNode")
+    jelly.add_argument("--tau", type=float, default=2.0, help="of LIFNode; default: 2")
+    jelly.add_argument("--no-decay-input", action="store_true", help="where decay_input is false")
+    jelly.add_argument("--v-threshold", type=float, default=1.0, help="default: 1")
+    jelly.add_argument("--v-reset", type=_number_or_none, default=0.0, help="default: 0; none for a soft reset")
+    jelly.add_argument("--timesteps", type=int, default=4, help="time steps T it was trained with; default: 4")
+    jelly.add_argument("-o", "--output", type=Path, help="folder to write; default: the file's name, ending in .folded")
+
 
 def _classify(options: argparse.Namespace) -> None:
     if options.top < 1:
@@ -105,6 +123,26 @@ def _import_official(options: argparse.Namespace) -> None:
 
     network = import_official(options.checkpoint, options.timesteps)
     _write_folded(network, options.output or options.checkpoint.with_suffix(".folded"), {})
+
+
+def _import_spikingjelly(options: argparse.Namespace) -> None:
+    from ..models.spikingjelly import JellyNeuron, import_spikingjelly  # imports torch
+
+    neuron = JellyNeuron(
+        options.neuron,
+        tau=options.tau,
+        decay_input=not options.no_decay_input,
+        v_threshold=options.v_threshold,
+        v_reset=options.v_reset,
+    )
+    network = import_spikingjelly(
+        options.checkpoint, options.network, neuron, cnf=options.cnf, timesteps=options.timesteps
+    )
+    _write_folded(network, options.output or options.checkpoint.with_suffix(".folded"), {})
+
+
+def _number_or_none(word: str) -> float | None:
+    return None if word.lower() == "none" else float(word)
 
 
 def _write_folded(

@@ -33,7 +33,7 @@ def add_commands(commands: Commands) -> None:
     verified = group.add(
         "verify",
         _verify,
-        "check a network's files; with a recipe, measure its accuracy",
+        "check a network's files; with a recipe, measure accuracy",
         "Check that a network's files are whole and agree with each other; with a recipe, measure its test accuracy.",
         takes_more=True,
     )

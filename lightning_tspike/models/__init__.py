@@ -2,14 +2,18 @@
 
 from . import fast_resnet, max_resnet, ms_resnet, resnet, sew_resnet, vgg
 from .create import check_name, create_network
-from .official import OfficialError, import_official
+from .foreign import ForeignWeightsError
+from .official import import_official
+from .spikingjelly import JellyNeuron, import_spikingjelly
 
 __all__ = [
-    "OfficialError",
+    "ForeignWeightsError",
+    "JellyNeuron",
     "check_name",
     "create_network",
     "fast_resnet",
     "import_official",
+    "import_spikingjelly",
     "max_resnet",
     "ms_resnet",
     "resnet",

@@ -69,7 +69,7 @@ class MaxResNet(MSResNet):
     Args:
         layers: Blocks in each stage.
         widths: Channels of each stage.
-        stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`), without its
+        stem: A name of :func:`lightning_tspike.models.stem.make_stem`, without its
             last activation.
         stem_width: Channels of the stem; None for half of those of the first stage.
         options: What :class:`lightning_tspike.models.residual.ResidualNet` takes besides.

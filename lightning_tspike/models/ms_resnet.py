@@ -69,7 +69,7 @@ class MSResNet(ResidualNet):
     Args:
         layers: Blocks in each stage.
         widths: Channels of each stage; the stem has those of the first.
-        stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`), without its
+        stem: A name of :func:`lightning_tspike.models.stem.make_stem`, without its
             last activation.
         options: What :class:`lightning_tspike.models.residual.ResidualNet` takes besides.
 

@@ -58,7 +58,7 @@ class ResidualNet(Backbone):
             ``norm_layer`` and ``drop_path``.
         layers: Blocks in each stage.
         widths: Width of each stage.
-        stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`).
+        stem: A name of :func:`lightning_tspike.models.stem.make_stem`.
         stem_width: Channels of the stem; None for the width of the first stage.
         expansion: Channels of a block per width.
         shortcut: Where channels or size change: ``"conv"``, a convolution 1x1 with stride, or ``"avg"``, an average

@@ -46,7 +46,7 @@ class SpikingResNet(ResidualNet):
     Args:
         layers: Basic blocks in each stage.
         widths: Channels of each stage; the stem has those of the first.
-        stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`).
+        stem: A name of :func:`lightning_tspike.models.stem.make_stem`.
         shortcut: Where width or size change: ``"conv"``, a convolution 1x1 with stride, or ``"avg"``, an average pool
             before it.
         options: What :class:`lightning_tspike.models.residual.ResidualNet` takes besides.

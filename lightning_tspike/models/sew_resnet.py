@@ -93,7 +93,7 @@ class SEWResNet(ResidualNet):
         widths: Width of each stage; the stem has that of the first.
         bottleneck: Bottleneck blocks, with four times the width at their ends.
         connect: ``"ADD"``, ``"AND"`` or ``"IAND"`` (table at the top of this file).
-        stem: ``"cifar"``, ``"deep"`` or ``"imagenet"`` (:func:`lightning_tspike.models.stem.make_stem`).
+        stem: A name of :func:`lightning_tspike.models.stem.make_stem`.
         options: What :class:`lightning_tspike.models.residual.ResidualNet` takes besides. ``drop_path_rate`` needs
             ``"ADD"``: a block left out of a product would also silence the shortcut.
 

@@ -9,9 +9,9 @@ from torch import nn
 
 __all__ = ["REDUCTIONS", "Stem", "check_stages", "default_cfg", "make_stem"]
 
-Stem: TypeAlias = Literal["cifar", "deep", "imagenet"]
+Stem: TypeAlias = Literal["cifar", "deep", "imagenet", "imagenet_max"]
 
-REDUCTIONS: dict[str, tuple[int, int]] = {"cifar": (1, 1), "deep": (1, 2), "imagenet": (2, 4)}
+REDUCTIONS: dict[str, tuple[int, int]] = {"cifar": (1, 1), "deep": (1, 2), "imagenet": (2, 4), "imagenet_max": (2, 4)}
 """How much smaller than the image a stem's features are, before and after its pool."""
 
 
@@ -29,6 +29,7 @@ def make_stem(
     * ``"cifar"``: conv 3x3, BN, activation: [B, width, H, W].
     * ``"deep"``: three of these, then an average pool 2x2: [B, width, H/2, W/2].
     * ``"imagenet"``: conv 7x7 with stride 2, BN, activation, average pool 3x3 with stride 2: [B, width, H/4, W/4].
+    * ``"imagenet_max"``: the same with a max pool, as the original ResNet has it.
 
     Args:
         stem: Which one.
@@ -42,7 +43,7 @@ def make_stem(
         ValueError: There is no such stem.
     """
     if stem not in REDUCTIONS:
-        raise ValueError(f"stem must be 'cifar', 'deep' or 'imagenet', got {stem!r}")
+        raise ValueError(f"stem must be one of {', '.join(map(repr, REDUCTIONS))}, got {stem!r}")
     if stem == "deep":
         first = [_conv3x3(in_chans, width), norm_layer(width), act_layer(inplace=True)]
         second = [_conv3x3(width, width), norm_layer(width), act_layer(inplace=True)]
@@ -52,7 +53,7 @@ def make_stem(
         conv, pool = _conv3x3(in_chans, width), nn.Identity()
     else:
         conv = nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False)
-        pool = nn.AvgPool2d(3, stride=2, padding=1)
+        pool = (nn.MaxPool2d if stem == "imagenet_max" else nn.AvgPool2d)(3, stride=2, padding=1)
     return conv, norm_layer(width), act_layer(inplace=True) if last_act else nn.Identity(), pool
 
 

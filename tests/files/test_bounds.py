@@ -16,8 +16,7 @@ from PIL import Image
 from lightning_tspike import zoo
 from lightning_tspike.files.bounds import plain
 from lightning_tspike.files.torch_files import read_torch_file
-from lightning_tspike.models import create_network
-from lightning_tspike.models.official import OfficialError, import_official
+from lightning_tspike.models import ForeignWeightsError, create_network, import_official
 from lightning_tspike.network import NetworkConfig
 from lightning_tspike.store.checkpoint import CheckpointError, read_checkpoint
 from lightning_tspike.store.folder import FolderError, write_folder
@@ -125,19 +124,19 @@ def test_imports(tmp_path: Path) -> None:
     itself: dict[str, Any] = {}
     itself["state_dict"] = {"model": itself}
     torch.save(itself, tmp_path / "a.pth")
-    with pytest.raises(OfficialError, match="there is no state_dict in it"):
+    with pytest.raises(ForeignWeightsError, match="there is no state_dict in it"):
         import_official(tmp_path / "a.pth")
     ends = {"conv1.weight": torch.zeros(1, 1, 3, 3), "fc.weight": torch.zeros(1, 1)}
     many = {f"layer1.{i}.conv2.weight": torch.zeros(1, 1, 1, 1) for i in range(20_000)}
-    with pytest.raises(OfficialError, match="20002 tensors, no network has more than 10000"):
+    with pytest.raises(ForeignWeightsError, match="20002 tensors, no network has more than 10000"):
         import_official({**ends, **many})
-    with pytest.raises(OfficialError, match=r"not finite: conv1\.weight holds NaN"):
+    with pytest.raises(ForeignWeightsError, match=r"not finite: conv1\.weight holds NaN"):
         import_official({**ends, "conv1.weight": torch.full((1, 1, 3, 3), float("nan"))})
     for name in ("", "module", "module.model", "layer" + "9" * 5000 + ".0.conv2.weight", "a..b"):
-        with pytest.raises(OfficialError, match="names that no module has"):
+        with pytest.raises(ForeignWeightsError, match="names that no module has"):
             import_official({**ends, name: torch.ones(1)})
     deep = {f"layer1.{i}.conv2.weight": torch.zeros(1, 1, 1, 1) for i in range(2_000)}
-    with pytest.raises(OfficialError, match="far more than its weights have"):
+    with pytest.raises(ForeignWeightsError, match="far more than its weights have"):
         import_official({**ends, **deep})
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from lightning_tspike import zoo
 from lightning_tspike.analysis.spikes import firing_rates
 from lightning_tspike.folding import fold
-from lightning_tspike.models.official import OfficialError, import_official
+from lightning_tspike.models import ForeignWeightsError, import_official
 
 NETWORKS = [f"{name}/{kind}" for name in ("resnet18_imagenet", "resnet20_cifar", "resnet19_cifar",
                                           "resnet20_cifar_modified")
@@ -169,7 +169,7 @@ def without(key: str) -> dict[str, Tensor]:
     ],
 )
 def test_weights_of_something_else(weights: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(OfficialError, match=message):
+    with pytest.raises(ForeignWeightsError, match=message):
         import_official(weights)
 
 
@@ -181,5 +181,5 @@ def test_files_of_something_else(tmp_path: Path) -> None:
         "text.pth": "damaged or holds more",
         "object.pth": "damaged or",
     }.items():
-        with pytest.raises(OfficialError, match=message):
+        with pytest.raises(ForeignWeightsError, match=message):
             import_official(tmp_path / name)
