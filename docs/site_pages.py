@@ -1,8 +1,8 @@
 """A hook of mkdocs: pages that are made of what lies elsewhere in the repository.
 
 The start page is README.md, results of benchmarks are those of benchmarks/results, the reference is made of docstrings,
-and source files that a page links to are shown as they are. Links in pages are those of the repository, where one reads
-them as well; here they are turned to the site's.
+tutorials are notebooks with their outputs, and source files that a page links to are shown as they are. Links in pages
+are those of the repository, where one reads them as well; here they are turned to the site's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE: dict[str, tuple[str, Iterable[str]]] = {  # page: its title, and the modules whose __all__ it has
@@ -54,6 +55,8 @@ def on_files(files: Files, config: Any) -> Files:
     shown: set[str] = set()
     for name, (title, modules) in sorted(REFERENCE.items(), key=lambda item: item[0] == "index"):
         _add(files, config, f"reference/{name}.md", content=_reference(title, modules, shown))
+    for path in sorted((ROOT / "docs" / "tutorials").glob("*.ipynb")):
+        _add_notebook(files, config, path)
     pages = [(ROOT / "docs" / file.src_uri, file.content_string) for file in files if file.src_uri.endswith(".md")]
     wanted = {target for path, text in pages for target in _outside(path.parent, text)} | set(_outside(ROOT, readme))
     while wanted:  # pages of results link to pictures and to each other
@@ -80,6 +83,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if "://" in target or target.startswith("mailto:"):
             return match[0]
         path = (folder / target).resolve()
+        path = path.with_suffix(".md") if path.suffix == ".ipynb" else path
         uri = str(path.relative_to(ROOT / "docs")) if _is_in_docs(path) else _uri(path)
         return f"]({posixpath.relpath(uri, posixpath.dirname(here) or '.')}{anchor})"
 
@@ -94,6 +98,15 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def _add(files: Files, config: Any, uri: str, **source: Any) -> None:
     files.append(File.generated(config, uri, **source))
+
+
+def _add_notebook(files: Files, config: Any, path: Path) -> None:
+    files.remove(files.src_uris[f"tutorials/{path.name}"])
+    exporter = MarkdownExporter(display_data_priority=["image/png", "text/plain"])
+    text, resources = exporter.from_filename(str(path))
+    _add(files, config, f"tutorials/{path.stem}.md", content=text.replace("](output_", f"]({path.stem}_output_"))
+    for name, picture in resources["outputs"].items():
+        _add(files, config, f"tutorials/{path.stem}_{name}", content=picture)
 
 
 def _folder_of(uri: str) -> Path:
