@@ -10,9 +10,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-__all__ = ["Commands", "check_device", "check_json", "refuse", "takes_json", "takes_network", "write_json"]
+__all__ = ["Commands", "Parser", "check_device", "check_json", "refuse", "takes_json", "takes_network", "write_json"]
 
 Run = Callable[[argparse.Namespace], None]
+
+
+_COMPLETED = {"network": "_tspike_networks", "name": "_tspike_networks", "config": "_tspike_recipes",
+              "recipe": "_tspike_recipes", "source": "_tspike_recipes"}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose arguments say what a shell may complete them with; ``completion.py`` has these functions."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse has it."""
+        action = super().add_argument(*names, **options)
+        function = _COMPLETED.get(action.dest, "_tspike_files" if options.get("type") is Path else "")
+        if function:
+            action.complete = dict.fromkeys(("bash", "zsh"), function)  # type: ignore[attr-defined]
+        return action
 
 
 class _Command(NamedTuple):
@@ -66,6 +82,7 @@ class Commands:
         # the beginning of an option that passes for the option today may mean another one tomorrow
         parser = self._parsers.add_parser(
             name,
+            help=line,
             description=description or f"{line[0].upper()}{line[1:]}.",
             allow_abbrev=False,
             add_help=add_help,
@@ -75,8 +92,21 @@ class Commands:
 
     def group(self, name: str, description: str) -> Commands:
         """A word that commands follow."""
-        self._groups[name] = Commands(self._parsers.add_parser(name, description=description, allow_abbrev=False))
+        self._groups[name] = Commands(
+            self._parsers.add_parser(name, help=description, description=description, allow_abbrev=False)
+        )
         return self._groups[name]
+
+    def parser_of(self, name: str) -> argparse.ArgumentParser:
+        """The parser of a command."""
+        return self._parsers.choices[name]
+
+    def open_parser(self) -> argparse.ArgumentParser:
+        """The parser of all commands, where whoever reads it finds them; the help lists them elsewhere."""
+        self._parsers.help = None
+        for group in self._groups.values():
+            group.open_parser()
+        return self._parser
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Words and line of every command, groups taken apart."""
@@ -96,7 +126,7 @@ class Commands:
             command.parser.error(f"unrecognized arguments: {' '.join(more)}")
         if command.run is None:
             command.parser.error(f"{words[-1]} needs a command")
-        options.words, options.more = list(words), more
+        options.words, options.more, options.commands = list(words), more, self
         command.run(options)
 
     def _list_in_help(self) -> None:

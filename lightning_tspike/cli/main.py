@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from . import bench, data, doctor, export, fit, networks, report, show, zoo
-from .commands import Commands
+from . import bench, completion, data, doctor, export, fit, networks, report, show, zoo
+from .commands import Commands, Parser
 from .user_errors import explained
 
 __all__ = ["main"]
 
-_GROUPS = (fit, doctor, networks, show, bench, export, data, report, zoo)
+_GROUPS = (fit, doctor, networks, show, bench, export, data, report, completion, zoo)
 """In the order of the help. Nothing slow is imported before a command runs."""
 
 
@@ -36,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _commands() -> Commands:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tspike",
         description="Train ternary-spike networks, fold them, and use the zoo of trained ones.",
         allow_abbrev=False,

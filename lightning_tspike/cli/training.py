@@ -47,7 +47,7 @@ from .resume import (
 )
 from .run_folders import DiscardUntrained, folder_of_checkpoint, without_numbered
 
-__all__ = ["run_training_cli"]
+__all__ = ["options_of_command", "run_training_cli"]
 
 
 class CommandParser(LightningArgumentParser):
@@ -294,6 +294,24 @@ def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> N
     for name, rate in after.firing_rates.items():
         table.add_row(name, f"{rate.positive:.4f}", f"{rate.negative:.4f}", f"{rate.total:.4f}")
     console.print(table)
+
+
+def options_of_command(name: str) -> list[str]:
+    """Names of the options of ``fit``, ``validate``, ``test`` or ``predict``."""
+
+    class ListedError(Exception):
+        pass
+
+    class Lister(TrainingCLI):
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+            raise ListedError(sorted(commands[name]._option_string_actions))
+
+    try:
+        Lister([name])
+    except ListedError as listed:
+        return [option for option in listed.args[0] if option.startswith("--")]
+    raise AssertionError
 
 
 def run_training_cli(words: Sequence[str]) -> None:

@@ -12,7 +12,9 @@ from typing import Any, Literal
 from . import entries
 from .entries import ZooEntry
 
-__all__ = ["ZooError", "find_entry", "info", "list_entries", "recipe_path", "shipped_facts", "shipped_weights"]
+__all__ = [
+    "ZooError", "find_entry", "info", "list_entries", "recipe_files", "recipe_path", "shipped_facts", "shipped_weights",
+]  # fmt: skip
 
 
 class ZooError(LookupError):
@@ -53,13 +55,18 @@ def find_entry(name: str) -> ZooEntry | None:
     return _names().get(name)
 
 
+def recipe_files() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {path.stem: path for path in sorted((_zoo() / "recipes").glob("*.yaml"))}
+
+
 def recipe_path(name: str) -> Path:
     """The YAML file of a recipe that comes with the package.
 
     Raises:
         ZooError: There is none of that name; the message has close names.
     """
-    recipes = {path.stem: path for path in sorted((_zoo() / "recipes").glob("*.yaml"))}
+    recipes = recipe_files()
     if name in recipes:
         return recipes[name]
     close = difflib.get_close_matches(name, recipes, n=3) or list(recipes)

@@ -229,7 +229,7 @@ def test_what_needs_no_torch_does_not_wait_for_it(tmp_path: Path, words: list[st
 def test_help_and_version(tspike: Callable[..., Any]) -> None:
     """Every command has a line: those of LightningCLI and ours."""
     networks = ["classify", "fold", "import-official", "import-spikingjelly", "show", "bench", "export"]
-    commands = ["fit", "validate", "test", "predict", "doctor", *networks, "data check", "report"]
+    commands = ["fit", "validate", "test", "predict", "doctor", *networks, "data check", "report", "completion"]
     zoo_commands = ["list", "info", "load", "card", "verify", "publish"]
     for words, listed in (
         ([], [*commands, *(f"zoo {command}" for command in zoo_commands)]),
