@@ -63,7 +63,7 @@ class AmplitudeLogger(RemembersLayers):
             spiking network in ``network``.
 
     Example:
-        Trainer(callbacks=[AmplitudeLogger()])
+        >>> trainer = Trainer(callbacks=[AmplitudeLogger(every_n_steps=100)])
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:

@@ -75,9 +75,10 @@ def firing_rates(network: SpikingNetwork) -> Iterator[dict[str, FiringRate]]:
     Counts stay on the network's device until then, so counting does not wait for it.
 
     Example:
-        with firing_rates(network) as rates:
-            network(images)
-        rates["layer1.0.act1"].total
+        >>> with firing_rates(network) as rates:
+        ...     logits = network(images)
+        >>> 0 <= rates["stages.0.0.act1"].total <= 1
+        True
     """
     counts: dict[str, Tensor] = {}  # positive, negative, all: shape [3, T]
     rates: dict[str, FiringRate] = {}

@@ -10,7 +10,7 @@ from . import bench, completion, data, doctor, export, fit, networks, report, sh
 from .commands import Commands, Parser
 from .user_errors import explained
 
-__all__ = ["main"]
+__all__ = ["commands", "main"]
 
 _GROUPS = (fit, doctor, networks, show, bench, export, data, report, completion, zoo)
 """In the order of the help. Nothing slow is imported before a command runs."""
@@ -31,19 +31,18 @@ def main(args: Sequence[str] | None = None) -> None:
         if fit.is_for_lightning(words):
             fit.run_lightning(words)
         else:
-            _commands().run(words)
+            commands().run(words)
 
 
-def _commands() -> Commands:
+def commands() -> Commands:
+    """The tree of commands."""
     parser = Parser(
         prog="tspike",
         description="Train ternary-spike networks, fold them, and use the zoo of trained ones.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"lightning-tspike {__version__}")
-    commands = Commands(
-        parser, hint="tspike COMMAND --help lists its options. To begin with: tspike fit --config digits"
-    )
+    tree = Commands(parser, hint="tspike COMMAND --help lists its options. To begin with: tspike fit --config digits")
     for group in _GROUPS:
-        group.add_commands(commands)
-    return commands
+        group.add_commands(tree)
+    return tree

@@ -25,7 +25,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ``tspike fit`` uses it by itself. Files elsewhere than on a local filesystem are left to Lightning.
 
     Example:
-        Trainer(plugins=[AtomicCheckpointIO()], callbacks=[BestCheckpoint(), LastCheckpoint()])
+        >>> trainer = Trainer(plugins=[AtomicCheckpointIO()], callbacks=[BestCheckpoint(), LastCheckpoint()])
     """
 
     @override

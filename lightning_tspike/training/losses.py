@@ -93,9 +93,9 @@ def membrane_regularization(network: SpikingNetwork) -> Iterator[list[Tensor]]:
         A list that gets the l_n, shape [], as the layers run.
 
     Example:
-        with membrane_regularization(network) as terms:
-            logits = network(images)
-        loss = cross_entropy(logits, labels) + 0.05 * torch.stack(terms).mean()
+        >>> with membrane_regularization(network) as terms:
+        ...     logits = network(images)
+        >>> loss = cross_entropy(logits, labels) + 0.05 * torch.stack(terms).mean()
     """
     if network.memory == "lean":
         raise ValueError("memory='lean' keeps no membrane potentials to regularise: set network.memory to 'packed'")

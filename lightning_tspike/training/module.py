@@ -92,7 +92,8 @@ class TernarySNNModule(L.LightningModule):
     stream of its own, so that a run resumed from a checkpoint at the end of an epoch goes on as if it had not stopped.
 
     Example:
-        Trainer(max_epochs=90).fit(TernarySNNModule("resnet34", num_classes=1000, timesteps=4), datamodule)
+        >>> module = TernarySNNModule("resnet34", num_classes=1000, timesteps=4)
+        >>> Trainer(max_epochs=90).fit(module, datamodule)  # doctest: +SKIP
     """
 
     def __init__(

@@ -130,10 +130,11 @@ class SynapticOperations:
         TraceError: The network could not be traced, or nothing in it reads spikes.
 
     Example:
-        operations = SynapticOperations(network, images)
-        with operations.counting() as readings:
-            logits = network(images)
-        loss = cross_entropy(logits, labels) + synaptic_cost(operations.shares(readings), operations.most, target=0.1)
+        >>> operations = SynapticOperations(network, images)
+        >>> with operations.counting() as readings:
+        ...     logits = network(images)
+        >>> cost = synaptic_cost(operations.shares(readings), operations.most, target=0.1)
+        >>> loss = cross_entropy(logits, labels) + cost
     """
 
     def __init__(self, network: SpikingNetwork, images: Tensor) -> None:
