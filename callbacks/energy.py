@@ -15,7 +15,7 @@ from ..analysis.accounting import Accounting, AccountingName, accounting_of
 from ..analysis.energy import EnergyReport, energy_rows, measure_energy
 from ..analysis.figures import plot_energy
 from ..analysis.run_logs import RunLogs
-from ..analysis.sections import BARS, ReportSection, SectionContent, evenly_chosen
+from ..analysis.sections import BARS, Fact, ReportSection, SectionContent, evenly_chosen
 from ..folding import FoldError, fold
 from ._common import network_of, require_logger, target_of
 from .run_files import run_folder, write_json
@@ -158,6 +158,13 @@ def _draw(logs: RunLogs) -> SectionContent | None:
         [
             (*row, *([share] if shares else []))  # neurons, where they have a row at the end, have no share
             for row, share in zip_longest(energy_rows(report), shares, fillvalue="")
+        ],
+        [
+            Fact(
+                "energy per image",
+                f"{report.total_picojoules / 1e6:.3g} uJ",
+                f"{report.total_picojoules / report.ann_picojoules:.2f} of the ANN's, an estimate",
+            )
         ],
     )
 

@@ -21,6 +21,7 @@ from ..analysis.run_logs import RunLogs, Series
 from ..analysis.sections import (
     BARS,
     LINES,
+    Fact,
     LayerTag,
     ReportSection,
     SectionContent,
@@ -178,6 +179,7 @@ def _draw(logs: RunLogs) -> SectionContent | None:
         )
         for name in positive
     ]
+    of_layers = [sum(rate) for rate in rates.values()]
     synops = {tag: logs.scalars[tag] for tag in (_SYNOPS_IN_ALL, _SYNOPS_TARGET) if tag in last}
     return SectionContent(
         "Share of neurons that fire, by sign of the spike, on the latest training batch that was observed; and the "
@@ -202,6 +204,13 @@ def _draw(logs: RunLogs) -> SectionContent | None:
             *(["SynOps / MACs"] if has_synops else []),
         ),
         rows,
+        [
+            Fact(
+                "firing rate",
+                f"{sum(of_layers) / len(of_layers):.2f}",
+                f"mean over {len(of_layers):,} layers; {min(of_layers):.2f} to {max(of_layers):.2f}",
+            )
+        ],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..analysis.run_logs import RunLogs
-from ..analysis.sections import ReportSection, SectionContent
+from ..analysis.sections import Fact, ReportSection, SectionContent
 
 __all__ = ["FOLD"]
 
@@ -29,6 +29,7 @@ def _draw(logs: RunLogs) -> SectionContent | None:
         )
         for neuron in content["neurons"]
     ]
+    kept = sum(not neuron["folded"] for neuron in content["neurons"])
     return SectionContent(
         f"{file.parent}: {content['addition_only']:.1%} of the weighted layers, with "
         f"{content['addition_only_macs']:.1%} of the operations, need additions only; greatest relative deviation of "
@@ -36,6 +37,13 @@ def _draw(logs: RunLogs) -> SectionContent | None:
         (),
         ("neuron layer", "amplitude before", "threshold after", "effect", "folded"),
         rows,
+        [
+            Fact(
+                "additions alone",
+                f"{content['addition_only_macs']:.1%}",
+                f"of the folded network's operations; {kept or 'no'} amplitudes kept",
+            )
+        ],
     )
 
 

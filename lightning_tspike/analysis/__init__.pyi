@@ -5,6 +5,7 @@ from .energy import measure_energy as measure_energy
 from .evaluation import Evaluation as Evaluation
 from .evaluation import evaluate as evaluate
 from .html_report import write_report as write_report
+from .sections import Fact as Fact
 from .sections import LayerTag as LayerTag
 from .sections import ReportSection as ReportSection
 from .sections import SectionContent as SectionContent
@@ -20,6 +21,7 @@ __all__ = [
     "Accounting",
     "EnergyReport",
     "Evaluation",
+    "Fact",
     "FiringRate",
     "LayerEnergy",
     "LayerTag",

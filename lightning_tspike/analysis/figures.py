@@ -60,7 +60,7 @@ def plot_over_time(series: Series, ylabel: str) -> Figure:
     figure, axes = _figure(8, 4.2)
     colours = colormaps["plasma"]
     for k, (name, (steps, values)) in enumerate(series.items()):
-        axes.plot(steps, values, marker=_marker(steps), color=colours(0.92 * k / max(1, len(series) - 1)), label=name)
+        axes.plot(steps, values, marker=_marker(steps), color=colours(0.8 * k / max(1, len(series) - 1)), label=name)
     axes.set_xlabel("step")
     axes.set_ylabel(ylabel)
     _legend_beside(axes, len(series))
@@ -124,7 +124,7 @@ def plot_firing_rates(rates: Mapping[str, tuple[float, float]]) -> Figure:
     _name_layers(axes, list(rates))
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.set_ylabel("firing rate")
-    axes.legend(frameon=False)
+    _legend_above(axes)
     return _literal(figure)
 
 
@@ -148,9 +148,11 @@ def plot_energy(layers: Mapping[str, tuple[float, float]]) -> Figure:
     axes.bar(places - 0.2, [ours for ours, _ in layers.values()], 0.4, color=POSITIVE, label="spiking")
     axes.bar(places + 0.2, [ann for _, ann in layers.values()], 0.4, color=NEUTRAL, label="as ANN")
     axes.set_yscale("log")
+    for axis_of in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis_of(lambda value, _: f"{value:g}")  # no powers of ten, which would be formulas
     _name_layers(axes, list(layers))
     axes.set_ylabel("uJ per image")
-    axes.legend(frameon=False)
+    _legend_above(axes)
     return _literal(figure)
 
 
@@ -171,6 +173,10 @@ def _legend_beside(axes: Axes, entries: int) -> None:
     if entries:
         columns = math.ceil(entries / 20)
         axes.legend(frameon=False, fontsize=6, ncols=columns, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
 
 
 def _marker(steps: Sequence[float]) -> str:

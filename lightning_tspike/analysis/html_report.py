@@ -12,12 +12,17 @@ from matplotlib.figure import Figure
 from .figures import plot_curves
 from .html_page import data_uri, write_page
 from .run_logs import ReportError, RunLogs, read_logs
-from .sections import ReportSection, SectionContent, left_out, thinned_series
+from .run_summary import RUN
+from .sections import Fact, ReportSection, SectionContent, left_out, thinned_series
 
 __all__ = ["ReportError", "write_report"]
 
-PANELS, ROWS = 24, 1000
-"""What a page can show; of more, some are chosen, and the page says how many are left out."""
+PANELS, ROWS, OPEN_ROWS = 24, 1000, 40
+"""What a page can show; of more, some are chosen, and the page says how many are left out. The last: of rows, what it
+shows at once, where a longer table opens at a click."""
+
+BROAD = 14.0
+"""A figure of more inches is not made smaller to fit the page: one scrolls along it."""
 
 
 def write_report(run: str | Path, output: str | Path | None = None, *, sections: Iterable[ReportSection]) -> Path:
@@ -43,8 +48,9 @@ def write_report(run: str | Path, output: str | Path | None = None, *, sections:
     output = Path(output) if output is not None else run / "report.html"
     logs = read_logs(run)
     try:
-        drawn = [(section.title, section.draw(logs)) for section in (_CURVES, *sections)]
-        shown = [_shown(title, content) for title, content in drawn if content is not None]
+        drawn = [(section.title, section.draw(logs)) for section in (RUN, _CURVES, *sections)]
+        contents = {title: content for title, content in drawn if content is not None}
+        shown = [_shown(title, content) for title, content in contents.items() if _has_body(content)]
     except ReportError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -52,7 +58,22 @@ def write_report(run: str | Path, output: str | Path | None = None, *, sections:
             f"the logs in {run.resolve()} are not as lightning-tspike's callbacks write them: {error!r}"
         ) from error
     notes = [f"{logs.skipped:,} values at steps that are not finite are left out."] if logs.skipped else []
-    return write_page(output, "report.html.jinja", run=run.resolve(), sections=shown, notes=notes, most_rows=ROWS)
+    run = run.resolve()
+    facts = [fact for content in contents.values() for fact in content.facts]
+    return write_page(
+        output,
+        "report.html.jinja",
+        name=f"{run.parent.name}/{run.name}",
+        facts=facts,
+        sections=shown,
+        notes=notes,
+        most_rows=ROWS,
+        open_rows=OPEN_ROWS,
+    )
+
+
+def _has_body(content: SectionContent) -> bool:
+    return bool(content.text or content.pictures or content.rows)
 
 
 def _draw_curves(logs: RunLogs) -> SectionContent | None:
@@ -62,7 +83,12 @@ def _draw_curves(logs: RunLogs) -> SectionContent | None:
     ordered = dict(sorted(panels.items(), reverse=True))
     drawn = {quantity: thinned_series(ordered[quantity]) for quantity in list(ordered)[:PANELS]}
     text = left_out(ordered, drawn, "quantities")
-    return SectionContent(text, [("Loss and accuracy over the steps", plot_curves(drawn))])
+    facts = []
+    if "val" in panels.get("acc1", {}):
+        steps, accuracies = panels["acc1"]["val"]
+        best = max(range(len(accuracies)), key=lambda i: accuracies[i])
+        facts.append(Fact("validation accuracy", f"{accuracies[best]:.2%}", f"the best, at step {steps[best]:,.0f}"))
+    return SectionContent(text, [("Loss and accuracy over the steps", plot_curves(drawn))], facts=facts)
 
 
 _CURVES = ReportSection("Learning curves", _draw_curves)
@@ -70,7 +96,7 @@ _CURVES = ReportSection("Learning curves", _draw_curves)
 
 def _shown(title: str, content: SectionContent) -> dict[str, Any]:
     """What the template gets: the content, with its figures as images."""
-    pictures = [(text, _data_uri(figure)) for text, figure in content.pictures]
+    pictures = [(text, _data_uri(figure), figure.get_figwidth() > BROAD) for text, figure in content.pictures]
     return {**vars(content), "title": title, "pictures": pictures}
 
 

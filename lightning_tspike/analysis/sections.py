@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -14,6 +14,7 @@ from .run_logs import RunLogs, Series
 __all__ = [
     "BARS",
     "LINES",
+    "Fact",
     "LayerTag",
     "ReportSection",
     "SectionContent",
@@ -63,21 +64,37 @@ class LayerTag:
         return found
 
 
+class Fact(NamedTuple):
+    """A figure that the page begins with.
+
+    Attributes:
+        label: What it is.
+        value: In a few characters.
+        remark: More of it, in a line.
+    """
+
+    label: str
+    value: str
+    remark: str = ""
+
+
 @dataclass(frozen=True)
 class SectionContent:
-    """What a section shows.
+    """What a section shows; one that has nothing but facts is no section of its own.
 
     Attributes:
         text: A paragraph, plain text.
         pictures: Figures, each after a text for who cannot see it.
         columns: Header of a table.
         rows: Its rows; of very many the page shows the first, and says so.
+        facts: What of it stands at the top of the page.
     """
 
     text: str = ""
     pictures: Sequence[tuple[str, Figure]] = ()
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    facts: Sequence[Fact] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,9 +28,10 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from ..analysis.evaluation import Evaluation, evaluate
+from ..analysis.run_summary import RunSummary
 from ..callbacks import REPORT_SECTIONS, FoldExport, PredictionWriter
 from ..callbacks.checkpoints import best_checkpoint
-from ..callbacks.run_files import run_folder
+from ..callbacks.run_files import run_folder, write_json
 from ..network.spiking_network import SpikingNetwork
 from ..store.checkpoint import CheckpointError
 from ..store.folder import read_folder
@@ -207,31 +208,56 @@ class TrainingCLI(LightningCLI):
             print("no checkpoint: the first one is saved at the end of an epoch", file=sys.stderr, flush=True)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint and its folded copy, and say where both are; write the report if asked to."""
+        """Test the best checkpoint and its folded copy, write what the run came to, and the report."""
         trainer: Any = self.trainer
-        if trainer.is_global_zero and self.config.fit.report:
+        if not trainer.is_global_zero:
+            return
+        tested = self._test_best(Console())
+        network = getattr(self.model, "network", None)
+        if isinstance(network, SpikingNetwork):
+            timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
+            summary = RunSummary(
+                _name(network),
+                network.timesteps,
+                sum(p.numel() for p in network.parameters()),
+                trainer.current_epoch,
+                timer.time_elapsed("train"),
+                **tested,
+            )
+            write_json(run_folder(trainer) / RunSummary.FILE, summary.to_dict())
+        if self.config.fit.report:
             self._write_report(run_folder(trainer))
+
+    def _test_best(self, console: Console) -> dict[str, Any]:
+        """Test both; gives what a summary of the run says of it, or nothing where there is nothing to test."""
+        trainer: Any = self.trainer
         export = next((c for c in trainer.callbacks if isinstance(c, FoldExport)), None)
         checkpoint = best_checkpoint(trainer)
         folder = export.folders.get(checkpoint) if export and checkpoint else None
-        if not trainer.is_global_zero or not checkpoint:
-            return
+        if not checkpoint:
+            return {}
         if folder is not None and folder.is_relative_to(Path.cwd()):  # as the checkpoint's path is
             folder = folder.relative_to(Path.cwd())
-        console = Console()
         console.out(
             f"checkpoint: {checkpoint}\nfolded:     {folder or 'none (no FoldExport, or it warned)'}", highlight=False
         )
         has_no_test = trainer.limit_test_batches == 0
         if folder is None or has_no_test or not is_overridden("test_dataloader", self.datamodule, LightningDataModule):
-            return
+            return {}
         self.datamodule.setup("test")
         device = trainer.strategy.root_device
         unfolded = TernarySNNModule.load_from_checkpoint(checkpoint, map_location=device).network
         folded = read_folder(folder)[0].to(device)
         before = evaluate(unfolded, self._test_batches(), description="testing the unfolded network")
         after = evaluate(folded, self._test_batches(), description="testing the folded network")
-        _print_summary(console, before, after)
+        tested = {
+            "images": len(after.decisions),
+            "unfolded_accuracy": before.accuracy,
+            "folded_accuracy": after.accuracy,
+            "decisions_that_differ": int((before.decisions != after.decisions).sum()),
+        }
+        _print_summary(console, tested, after)
+        return tested
 
     def _write_report(self, folder: Path) -> None:
         from ..analysis.html_report import ReportError, write_report
@@ -252,15 +278,18 @@ class TrainingCLI(LightningCLI):
         return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
 
 
+def _name(network: SpikingNetwork) -> str:
+    return network.config.backbone if network.config else type(network.model).__name__
+
+
 def _described(network: SpikingNetwork) -> str:
     """A network in a line."""
-    name = network.config.backbone if network.config else type(network.model).__name__
     parameters = sum(p.numel() for p in network.parameters())
     neurons = network.neurons().values()
     learned = sum(neuron.raw_amplitude is not None for neuron in neurons)
     return (
-        f"network:    {name}, T = {network.timesteps}, {parameters:,} parameters, {len(neurons)} layers of neurons, "
-        f"amplitudes learned in {learned}"
+        f"network:    {_name(network)}, T = {network.timesteps}, {parameters:,} parameters, {len(neurons)} layers of "
+        f"neurons, amplitudes learned in {learned}"
     )
 
 
@@ -280,12 +309,11 @@ def _check_is_checkpoint(path: str) -> None:
         raise CheckpointError(f"{path} is not a Lightning checkpoint: its hyper_parameters are no dict")
 
 
-def _print_summary(console: Console, before: Evaluation, after: Evaluation) -> None:
-    n = len(after.decisions)
-    differ = int((before.decisions != after.decisions).sum())
+def _print_summary(console: Console, tested: Mapping[str, Any], after: Evaluation) -> None:
     console.out(
-        f"test accuracy: unfolded {100 * before.accuracy:.2f} %, folded {100 * after.accuracy:.2f} % "
-        f"({n} images; decisions that differ: {differ})",
+        f"test accuracy: unfolded {100 * tested['unfolded_accuracy']:.2f} %, folded "
+        f"{100 * tested['folded_accuracy']:.2f} % ({tested['images']} images; decisions that differ: "
+        f"{tested['decisions_that_differ']})",
         highlight=False,
     )
     table = Table(

@@ -21,6 +21,7 @@ from lightning_tspike import TernarySNNModule
 from lightning_tspike.analysis import ReportSection, SectionContent, html_report
 from lightning_tspike.analysis.html_report import ReportError
 from lightning_tspike.analysis.run_logs import RunLogs
+from lightning_tspike.analysis.run_summary import RunSummary
 from lightning_tspike.callbacks import (
     REPORT_SECTIONS,
     AmplitudeLogger,
@@ -261,3 +262,47 @@ def test_what_is_too_much_is_refused(tmp_path: Path, name: str, text: str, messa
     (tmp_path / name).write_text(text)
     with pytest.raises(ReportError, match=message):
         write_report(tmp_path)
+
+
+def facts(page: str) -> dict[str, tuple[str, str]]:
+    found = re.findall(r'<dt>(.*?)</dt><dd class="value">(.*?)</dd><dd class="remark">(.*?)</dd>', page)
+    return {label: (value.replace("<wbr>", ""), remark) for label, value, remark in found}
+
+
+def test_the_page_begins_with_what_the_run_came_to(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "runs/digits")
+    summary = RunSummary("tspike_resnet_small", 2, 77_756, 2, 3725.0, 360, 0.975, 0.9725, 1)
+    (tmp_path / "runs/digits/run_summary.json").write_text(json.dumps(summary.to_dict()))
+    page = write_report(tmp_path / "runs/digits").read_text()
+    assert "<h1>runs/digits</h1>" in page
+    assert str(tmp_path) not in page  # a page that is passed on says nothing of the machine
+    found = facts(page)
+    assert found["network"] == ("tspike_resnet_small", "T = 2, 77,756 parameters")
+    assert found["test accuracy, folded"] == ("97.25%", "unfolded 97.50%; 1 of 360 differ")
+    assert found["training"] == ("1 h 2 min", "2 epochs")
+    energy = json.loads((run / "energy.json").read_text())
+    assert found["energy per image"][0] == f"{energy['picojoules'] / 1e6:.3g} uJ"
+    assert found["additions alone"][1] == "of the folded network&#39;s operations; no amplitudes kept"
+    assert {"validation accuracy", "firing rate"} < found.keys()
+
+
+def test_a_fit_writes_its_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", "digits", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--report=true",
+          "--trainer.enable_progress_bar=false"])  # fmt: skip
+    summary = json.loads((tmp_path / "runs/digits/version_0/run_summary.json").read_text())
+    assert (summary["network"], summary["timesteps"], summary["images"]) == ("tspike_resnet_small", 4, 360)
+    assert 0 < summary["seconds"] < 600
+    found = facts((tmp_path / "runs/digits/version_0/report.html").read_text())
+    assert found["test accuracy, folded"][0] == f"{summary['folded_accuracy']:.2%}"
+
+
+def test_a_hundred_layers(tmp_path: Path) -> None:
+    """Bars are as wide as their names need, along which one scrolls, and a long table opens at a click."""
+    tags = [f"firing_rate/layer{i}/{sign}" for i in range(104) for sign in ("positive", "negative")]
+    tags += [f"entropy/layer{i}/{kind}" for i in range(104) for kind in ("signed", "unsigned")]
+    (tmp_path / "metrics.csv").write_text(f"step,{','.join(tags)}\n0,{','.join(['0.25'] * len(tags))}\n")
+    page = write_report(tmp_path).read_text()
+    assert page.count('<img class="broad"') == 1
+    assert "<details><summary>Table of 104 rows</summary>" in page
+    assert facts(page)["firing rate"] == ("0.50", "mean over 104 layers; 0.50 to 0.50")
