@@ -148,8 +148,8 @@ def plot_energy(layers: Mapping[str, tuple[float, float]]) -> Figure:
     axes.bar(places - 0.2, [ours for ours, _ in layers.values()], 0.4, color=POSITIVE, label="spiking")
     axes.bar(places + 0.2, [ann for _, ann in layers.values()], 0.4, color=NEUTRAL, label="as ANN")
     axes.set_yscale("log")
-    for axis_of in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis_of(lambda value, _: f"{value:g}")  # no powers of ten, which would be formulas
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:g}")  # no powers of ten, which would be formulas
     _name_layers(axes, list(layers))
     axes.set_ylabel("uJ per image")
     _legend_above(axes)
