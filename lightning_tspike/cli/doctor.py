@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._waiting import waiting
 from .commands import Commands, check_device, check_json, takes_json, write_json
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def _doctor(options: argparse.Namespace) -> None:
         from ..store.checkpoint import read_checkpoint
 
         module.network.load_state_dict(read_checkpoint(checkpoint).network.state_dict())
-    report = check_up(module, data, device=device, precision=trainer.precision or "32-true", epochs=trainer.max_epochs)
+    with waiting(f"trying {options.source}"):
+        report = check_up(
+            module, data, device=device, precision=trainer.precision or "32-true", epochs=trainer.max_epochs
+        )
     print(f"{options.source}: {report}")
     write_json(options, {"source": options.source, **report.to_dict()})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .._waiting import waiting
 from .commands import Commands, takes_network
 
 __all__ = ["add_commands"]
@@ -45,7 +46,8 @@ def _export(options: argparse.Namespace) -> None:
     choices = {key: getattr(options, key) for key in ("format", "int8", "step", "opset", "overwrite")}
     check_options(output, **choices)  # before anything is fetched
     network = load(options.network, timesteps=options.timesteps)
-    written = export(network, output, **choices, name=name, license=entry.license if entry else None)
+    with waiting(f"exporting {name} to {options.format}"):
+        written = export(network, output, **choices, name=name, license=entry.license if entry else None)
     print(f"written: {written.path} ({written.size:,} bytes; {written.agreement})")
     if options.int8:
         print(f"int8 weights: {len(written.rounded)} layers; the others, which do not read spikes alone, are float32")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from .._tables import new_table
+from .._waiting import waiting
 from .commands import Commands, takes_network
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def _write_folded(
     from ..folding.absorb import fold
     from ..store.folder import write_folder
 
-    folded, report = fold(network, integer_pools=integer_pools, merge_bn=merge_bn)
+    with waiting("folding and verifying in float64"):
+        folded, report = fold(network, integer_pools=integer_pools, merge_bn=merge_bn)
     write_folder(output, folded, report=report, **facts)
     print(f"{report.details()}\nwritten: {output}")

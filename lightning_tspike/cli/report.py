@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .._waiting import waiting
 from .commands import Commands
 
 __all__ = ["add_commands"]
@@ -27,4 +28,6 @@ def _report(options: argparse.Namespace) -> None:
     from ..analysis import write_report  # these import torch and lightning
     from ..callbacks import REPORT_SECTIONS
 
-    print(write_report(options.run, options.output, sections=REPORT_SECTIONS))
+    with waiting(f"drawing {options.run}"):
+        written = write_report(options.run, options.output, sections=REPORT_SECTIONS)
+    print(written)

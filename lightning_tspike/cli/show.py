@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .._waiting import waiting
 from .commands import Commands, takes_network
 
 __all__ = ["add_commands"]
@@ -47,7 +48,8 @@ def _show(options: argparse.Namespace) -> None:
             options.command.parser.error("--timesteps is for images: of a recording, every frame is a time step")
         network.timesteps = options.timesteps
     x = transform(read_recording(options.input)) if has_frames else read_image(options.input, transform)
-    record = record_spikes(network, x, channels=options.channels)
+    with waiting("recording spikes"):
+        record = record_spikes(network, x, channels=options.channels)
     output = options.output or Path(f"{options.input.stem}.html")
     title = f"{options.network} sees {options.input.name}"
     print(write_spike_page(record, output, title=title, class_names=manifest.label_names, spec=spec))

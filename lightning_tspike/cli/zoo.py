@@ -11,6 +11,7 @@ from rich.console import Console
 
 from .. import zoo
 from .._tables import new_table
+from .._waiting import waiting
 from ..store.catalog import shipped_facts
 from .commands import Commands
 from .data import recipe_changes, recipe_data
@@ -149,8 +150,9 @@ def _verify(options: argparse.Namespace) -> None:
     from ..store.source import open_source
 
     folder, manifest = open_source(options.name).fetch("all")
-    for line in verify_folder(folder, manifest):
-        print(line)
+    with waiting(f"verifying {options.name}"):
+        checked = verify_folder(folder, manifest)
+    print("\n".join(checked))
     if options.recipe:
         data = recipe_data(options.recipe, changes)
         data.prepare_data()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import lightning as L
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from .._batches import first_images
 from .._strategies import require_whole_weights
+from .._waiting import waiting
 from ..network.spiking_network import SpikingNetwork
 from .calibration import calibrate
 from .initial_rate import set_firing_rate
@@ -85,7 +87,8 @@ def _on_training_images(
     dtype = next(network.parameters()).dtype
     work = torch.promote_types(dtype, torch.float32)
     x = training_images(trainer, count, f"{option}=").to(module.device, work)
-    found = change(network.to(work), x)
+    with waiting(f"fitting layers to {len(x)} training images") if trainer.is_global_zero else nullcontext():
+        found = change(network.to(work), x)
     network.to(dtype)
     network.load_state_dict(trainer.strategy.broadcast(network.state_dict()))
     return found, len(x)
