@@ -93,7 +93,7 @@ class Outcome:
     broken: tuple[str, ...]
     leftovers: tuple[str, ...]
     is_same: bool
-    said: str
+    said: str = ""
 
 
 def all_cases(seed: int) -> list[Case]:
@@ -323,6 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table([_row(kind, cases, outcomes) for kind in dict.fromkeys(map(_kind, cases))]),
     ]
     results = [vars(case) | vars(outcome) for case, outcome in zip(cases, outcomes, strict=True)]
+    results = [{name: value for name, value in result.items() if name != "said"} for result in results]
     facts = {"command": command("faults", arguments), "machine": machine("cpu"), "cases": results}
     write(options.output, "faults", facts, "\n".join(text))
 
@@ -333,7 +334,7 @@ def _done(file: Path) -> dict[Case, Outcome]:
         return {}
     return {
         Case(**{field.name: case[field.name] for field in fields(Case)}): Outcome(
-            **{field.name: case[field.name] for field in fields(Outcome)}
+            **{field.name: case[field.name] for field in fields(Outcome) if field.name in case}
         )
         for case in json.loads(file.read_text())["cases"]
     }

@@ -12,7 +12,9 @@ from benchmarks import faults, strategies
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize(("page", "results"), [("scaling", "strategies"), ("scaling", "scaling")])
+@pytest.mark.parametrize(
+    ("page", "results"), [("scaling", "strategies"), ("scaling", "scaling"), ("reliability", "faults")]
+)
 def test_pages_have_the_tables_of_the_results(page: str, results: str) -> None:
     text = (ROOT / "docs" / f"{page}.md").read_text()
     blocks = (ROOT / "benchmarks" / "results" / f"{results}.md").read_text().split("\n\n")
