@@ -19,10 +19,9 @@ from ..network.config import NetworkConfig
 from ..network.spiking_network import SpikingNetwork
 from .bounded import create_within
 
-__all__ = ["WRAPPERS", "ForeignWeightsError", "network_of", "read_state_dict"]
+__all__ = ["ForeignWeightsError", "ends", "network_of", "read_state_dict", "wrong_keys"]
 
-WRAPPERS = {"module", "model"}
-"""Parts of keys that say nothing of the network: DataParallel's, and that of a module around it."""
+_WRAPPERS = {"module", "model"}  # parts of keys that say nothing of the network: DataParallel's, a module's around it
 _MOST_LEVELS = 4  # of checkpoints in checkpoints
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -32,7 +31,7 @@ class ForeignWeightsError(ValueError):
 
 
 def read_state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The tensors of a state_dict by their keys.
+    """The tensors of a state_dict by their keys, without the names of modules around the network.
 
     Args:
         source: A state_dict, or a file with one, alone or in a checkpoint under ``state_dict`` or ``model``. Files are
@@ -64,13 +63,32 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> Mapping[str, Tens
         raise ForeignWeightsError(f"the state_dict has names that no module has: {reprlib.repr(odd)}")
     if faults := unusable(tensors):
         raise ForeignWeightsError(f"these weights are not finite: {'; '.join(faults)}")
-    return tensors
+    return {".".join(part for part in name.split(".") if part not in _WRAPPERS): t for name, t in tensors.items()}
 
 
 def _is_name(name: str) -> bool:
     parts = name.split(".")
-    is_named = bool(set(parts) - WRAPPERS) and len(parts) <= 20
+    is_named = bool(set(parts) - _WRAPPERS) and len(parts) <= 20
     return is_named and all(re.fullmatch(r"(?!.*\d{5})\w{1,99}", part) for part in parts)
+
+
+def ends(weights: Mapping[str, Tensor], first: str, what: str) -> tuple[int, int]:
+    """Channels that the convolution of this name reads, and classes of the layer ``fc``.
+
+    Raises:
+        ForeignWeightsError: One of them is missing or something else, so that the weights are not those of ``what``.
+    """
+    conv, fc = weights.get(first), weights.get("fc.weight")
+    if conv is None or conv.ndim != 4 or fc is None or fc.ndim != 2:
+        raise wrong_keys(weights, what)
+    return conv.shape[1], len(fc)
+
+
+def wrong_keys(weights: Mapping[str, Tensor], what: str) -> ForeignWeightsError:
+    """The error to raise where weights have other keys than ``what`` has."""
+    return ForeignWeightsError(
+        f"these are not the keys of {what}: expected conv1, layer1.0.conv1, ..., fc, got {sorted(weights)[:8]} ..."
+    )
 
 
 def network_of(config: NetworkConfig, weights: Mapping[str, Tensor]) -> SpikingNetwork:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ..network.config import NetworkConfig
 from ..network.spiking_network import SpikingNetwork
-from .foreign import WRAPPERS, ForeignWeightsError, network_of, read_state_dict
+from .foreign import ends, network_of, read_state_dict, wrong_keys
 
 __all__ = ["import_official"]
 
+_WHAT = "a residual network of the published code"
 _LAYERS = {"conv", "bn", "pool"}
 _ACTIVATIONS = {"relu": "act1", "relu1": "act1", "output_act": "act2"}
 _END_OF_DEEP_STEM = {"conv1.7": "bn1", "conv1.8": "act1"}
@@ -55,7 +56,7 @@ def import_official(source: str | Path | Mapping[str, Tensor], timesteps: int = 
 
 def _own_name(key: str) -> str | None:
     """Name in this project's network; None for what the published code has and never uses."""
-    *path, last = [part for part in key.split(".") if part not in WRAPPERS]
+    *path, last = key.split(".")
     if not path:
         return None if last == "scale" else last
     if path[-1] in _LAYERS and len(path) > 1:
@@ -76,25 +77,20 @@ def _config(weights: Mapping[str, Tensor], timesteps: int) -> NetworkConfig:
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
             widths[int(match[1])] = len(value)
     is_deep = "conv1.0.weight" in weights
-    conv, fc = weights.get("conv1.0.weight" if is_deep else "conv1.weight"), weights.get("fc.weight")
+    first = "conv1.0.weight" if is_deep else "conv1.weight"
+    in_chans, num_classes = ends(weights, first, _WHAT)
     stages = range(len(blocks))
-    is_known = conv is not None and conv.ndim == 4 and fc is not None and fc.ndim == 2
-    if not is_known or not blocks or sorted(blocks) != list(stages):
-        raise ForeignWeightsError(
-            "these are not the keys of a residual network of the published code: expected conv1, layer1.0.conv1, ..., "
-            f"fc, got {sorted(weights)[:8]} ..."
-        )
-    assert conv is not None
-    assert fc is not None
-    stem = "deep" if is_deep else "imagenet" if conv.shape[-1] == 7 else "cifar"
+    if not blocks or sorted(blocks) != list(stages):
+        raise wrong_keys(weights, _WHAT)
+    stem = "deep" if is_deep else "imagenet" if weights[first].shape[-1] == 7 else "cifar"
     layout = tuple(len(blocks[i]) for i in stages), tuple(widths[i] for i in stages), stem
     own = dict(zip(("layers", "widths", "stem"), layout, strict=True))
     if is_deep:  # the published code has this stem and this shortcut together
         own["shortcut"] = "avg"
     return NetworkConfig(
         _BACKBONES.get(layout, "tspike_resnet_small"),
-        num_classes=len(fc),
-        in_chans=conv.shape[1],
+        num_classes=num_classes,
+        in_chans=in_chans,
         timesteps=timesteps,
         freeze_cancelled=False,
         backbone_kwargs={} if layout in _BACKBONES else own,

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ..network.config import NetworkConfig
 from ..network.spiking_network import SpikingNetwork
-from .foreign import WRAPPERS, ForeignWeightsError, network_of, read_state_dict
+from .foreign import ends, network_of, read_state_dict
 
 __all__ = ["NETWORKS", "NEURONS", "JellyNeuron", "import_spikingjelly"]
 
@@ -143,26 +143,21 @@ def import_spikingjelly(
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")
     chosen = neuron or JellyNeuron()
     is_sew = network.startswith("sew")
-    if is_sew and cnf == "IAND" and NETWORKS[network] not in ("tspike_sew_resnet18", "tspike_sew_resnet34"):
+    if is_sew and cnf == "IAND" and network not in ("sew_resnet18", "sew_resnet34"):
         raise ValueError(f"cnf='IAND' of bottlenecks silences the block where the shortcut fires: no {network} has it")
     rename = _sew_name if is_sew else _resnet_name
     weights: dict[str, Tensor] = {}
     for key, value in read_state_dict(source).items():
-        layer, _, last = ".".join(part for part in key.split(".") if part not in WRAPPERS).rpartition(".")
+        layer, _, last = key.rpartition(".")
         if last == "w" and chosen.is_parametric:
             weights |= {f"{rename(layer)}.{name}": learned for name, learned in chosen.learned(value).items()}
         else:
             weights[f"{rename(layer)}.{last}"] = value
-    conv, fc = weights.get("conv1.weight"), weights.get("fc.weight")
-    if conv is None or conv.ndim != 4 or fc is None or fc.ndim != 2:
-        raise ForeignWeightsError(
-            f"these are not the keys of a {network}: expected conv1, layer1.0.conv1, ..., fc, got "
-            f"{sorted(weights)[:8]} ..."
-        )
+    in_chans, num_classes = ends(weights, "conv1.weight", f"a {network}")
     config = NetworkConfig(
         NETWORKS[network],
-        num_classes=len(fc),
-        in_chans=conv.shape[1],
+        num_classes=num_classes,
+        in_chans=in_chans,
         timesteps=timesteps,
         backbone_kwargs={"stem": "imagenet_max", "connect": cnf} if is_sew else {},
         **chosen.options(),

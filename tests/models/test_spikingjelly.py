@@ -28,13 +28,13 @@ NEURONS: list[dict[str, Any]] = [
 ]
 
 
-def jelly(name: str, neuron: dict[str, Any], classes: int = 5, **options: Any) -> nn.Module:
+def jelly(name: str, neuron: dict[str, Any], **options: Any) -> nn.Module:
     """A network of the library, in float64, with lively weights and statistics of norms."""
     activation_based = pytest.importorskip("spikingjelly.activation_based")
     models = pytest.importorskip(f"spikingjelly.activation_based.model.{name.split('_')[0]}_resnet")
     words = {key: value for key, value in neuron.items() if key != "name"}
     kind = getattr(activation_based.neuron, neuron["name"])
-    net: nn.Module = getattr(models, name)(spiking_neuron=kind, num_classes=classes, **options, **words)
+    net: nn.Module = getattr(models, name)(spiking_neuron=kind, num_classes=5, **options, **words)
     activation_based.functional.set_step_mode(net, "m")
     torch.manual_seed(0)
     with torch.no_grad():
