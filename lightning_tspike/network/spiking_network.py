@@ -99,6 +99,11 @@ class SpikingNetwork(nn.Module):
         self._memory = memory
 
     @property
+    def name(self) -> str:
+        """What to call it: its backbone, or the class of a model without a configuration."""
+        return self.config.backbone if self.config is not None else type(self.model).__name__
+
+    @property
     def num_classes(self) -> int:
         """Number of classes K.
 

@@ -208,7 +208,7 @@ def check_up(
     fixed += sum(_bytes(value) for value in state if isinstance(value, Tensor))
     free = _free_bytes(device)
     return CheckUp(
-        backbone=network.config.backbone if network.config is not None else type(network.model).__name__,
+        backbone=network.name,
         timesteps=network.timesteps,
         num_classes=network.num_classes,
         input_shape=tuple(x.shape[1:]),
