@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_tspike.cli.fit import LINES
 from lightning_tspike.cli.main import commands
-from lightning_tspike.cli.training import options_of_command
+from lightning_tspike.cli.training import options_of_commands
 from lightning_tspike.graph.layer_rules import LAYER_RULES
 from lightning_tspike.graph.rule_table import rule_table
 from lightning_tspike.graph.rules import RULES
@@ -95,7 +94,7 @@ def test_examples_in_docstrings_are_run() -> None:
 
 def test_commands_in_pages_are_commands() -> None:
     """With options that they have; those of Trainer, module and data are Lightning's parser's to know."""
-    known = {name: {*options_of_command(name)} for name in LINES}
+    known = {name: {*options} for name, options in options_of_commands().items()}
     seen = 0
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.DOTALL):

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .commands import Commands, check_device, check_json, takes_json, takes_network, write_json
+from .commands import Commands, check_device, check_json, completes, takes_json, takes_network, write_json
 from .data import recipe_changes, recipe_data
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ def add_commands(commands: Commands) -> None:
     bench.add_argument("--rounds", type=int, default=20, help="calls of each runtime that count; default: 20")
     bench.add_argument("--runtimes", metavar="NAME,...", help="only these, such as eager,integer; default: all")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    bench.add_argument("--recipe", help="whose test set is the input; options such as --data.root=PATH change it")
+    recipe = bench.add_argument(
+        "--recipe", help="whose test set is the input; options such as --data.root=PATH change it"
+    )
+    completes("recipes", recipe)
     takes_json(bench)
 
 

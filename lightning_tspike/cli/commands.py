@@ -8,27 +8,30 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
-__all__ = ["Commands", "Parser", "check_device", "check_json", "refuse", "takes_json", "takes_network", "write_json"]
+__all__ = [
+    "Commands", "Parser", "check_device", "check_json", "completes", "refuse", "takes_json", "takes_network",
+    "write_json",
+]  # fmt: skip
 
 Run = Callable[[argparse.Namespace], None]
 
 
-_COMPLETED = {"network": "_tspike_networks", "name": "_tspike_networks", "config": "_tspike_recipes",
-              "recipe": "_tspike_recipes", "source": "_tspike_recipes"}  # fmt: skip
-
-
 class Parser(argparse.ArgumentParser):
-    """A parser whose arguments say what a shell may complete them with; ``completion.py`` has these functions."""
+    """A parser in which shells complete paths with files."""
 
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
         """As argparse has it."""
         action = super().add_argument(*names, **options)
-        function = _COMPLETED.get(action.dest, "_tspike_files" if options.get("type") is Path else "")
-        if function:
-            action.complete = dict.fromkeys(("bash", "zsh"), function)  # type: ignore[attr-defined]
+        if options.get("type") is Path:
+            completes("files", action)
         return action
+
+
+def completes(what: Literal["files", "networks", "recipes"], action: argparse.Action) -> None:
+    """Let shells complete an argument; ``completion.py`` has how."""
+    action.complete = dict.fromkeys(("bash", "zsh"), f"_tspike_{what}")  # type: ignore[attr-defined]
 
 
 class _Command(NamedTuple):
@@ -153,9 +156,10 @@ class Commands:
 
 def takes_network(parser: argparse.ArgumentParser) -> None:
     """Let a command's first word say which network, as ``options.network``."""
-    parser.add_argument(
+    network = parser.add_argument(
         "network", metavar="NETWORK", help="entry of the zoo, ORG/NAME[@REVISION] on the Hub, folder or checkpoint"
     )
+    completes("networks", network)
 
 
 def takes_json(parser: argparse.ArgumentParser) -> None:

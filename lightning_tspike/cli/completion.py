@@ -6,8 +6,7 @@ import argparse
 
 from .. import zoo
 from ..store.catalog import recipe_files
-from .commands import Commands
-from .fit import LINES
+from .commands import Commands, completes
 
 __all__ = ["add_commands"]
 
@@ -41,13 +40,14 @@ def add_commands(commands: Commands) -> None:
 def _print(options: argparse.Namespace) -> None:
     import shtab
 
-    from .training import options_of_command  # imports torch and lightning
+    from .training import options_of_commands  # imports torch and lightning
 
     commands: Commands = options.commands
-    for name in LINES:
-        parser = commands.parser_of(name)
-        for option in options_of_command(name):
-            parser.add_argument(option)
+    for name, known in options_of_commands().items():
+        for option in known:
+            action = commands.parser_of(name).add_argument(option)
+            if option == "--config":
+                completes("recipes", action)
     words = {"networks": " ".join(zoo.list(status="trained")), "recipes": " ".join(recipe_files())}
     functions = _FUNCTIONS[options.shell].format(**words)
     print(shtab.complete(commands.open_parser(), options.shell, preamble=functions))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..zoo import recipe_path
-from .commands import Commands
+from .commands import Commands, completes
 
 if TYPE_CHECKING:
     from ..data.base import ClassificationDataModule
@@ -29,7 +29,7 @@ def add_commands(commands: Commands) -> None:
         "sample cannot be read.",
         takes_more=True,
     )
-    check.add_argument("recipe", help="name of a recipe, or a YAML file with a section 'data'")
+    completes("recipes", check.add_argument("recipe", help="name of a recipe, or a YAML file with a section 'data'"))
 
 
 def recipe_data(recipe: str, changes: Sequence[str]) -> ClassificationDataModule:

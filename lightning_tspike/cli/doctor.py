@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._waiting import waiting
-from .commands import Commands, check_device, check_json, takes_json, write_json
+from .commands import Commands, check_device, check_json, completes, takes_json, write_json
 
 if TYPE_CHECKING:
     from ..data.base import ClassificationDataModule
@@ -33,7 +33,10 @@ def add_commands(commands: Commands) -> None:
         "--data.root=PATH or --model.timesteps=2 change the recipe.",
         takes_more=True,
     )
-    doctor.add_argument("source", metavar="RECIPE|PATH", help="name of a recipe, YAML file, run folder or checkpoint")
+    source = doctor.add_argument(
+        "source", metavar="RECIPE|PATH", help="name of a recipe, YAML file, run folder or checkpoint"
+    )
+    completes("recipes", source)
     doctor.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     takes_json(doctor)
 

@@ -9,20 +9,19 @@ from pathlib import Path
 from ..zoo import recipe_path
 from .commands import Commands, refuse
 
-__all__ = ["LINES", "add_commands", "is_for_lightning", "run_lightning"]
+__all__ = ["add_commands", "is_for_lightning", "run_lightning"]
 
-LINES = {
+_LINES = {
     "fit": "train a network by a recipe, fold it and test it",
     "validate": "measure a checkpoint on validation data",
     "test": "measure a checkpoint on test data",
     "predict": "write what a checkpoint predicts for a recipe's data",
 }
-"""LightningCLI's commands."""
 
 
 def add_commands(commands: Commands) -> None:
     """Add the commands whose options LightningCLI knows, ``--help`` among them."""
-    for name, line in LINES.items():
+    for name, line in _LINES.items():
         commands.add(name, _run, line, takes_more=True, add_help=False)
 
 

@@ -48,7 +48,7 @@ from .resume import (
 )
 from .run_folders import DiscardUntrained, folder_of_checkpoint, without_numbered
 
-__all__ = ["options_of_command", "run_training_cli"]
+__all__ = ["options_of_commands", "run_training_cli"]
 
 
 class CommandParser(LightningArgumentParser):
@@ -217,7 +217,7 @@ class TrainingCLI(LightningCLI):
         if isinstance(network, SpikingNetwork):
             timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
             summary = RunSummary(
-                _name(network),
+                network.name,
                 network.timesteps,
                 sum(p.numel() for p in network.parameters()),
                 trainer.current_epoch,
@@ -278,17 +278,13 @@ class TrainingCLI(LightningCLI):
         return islice(loader, limit if isinstance(limit, int) else int(limit * len(loader)))
 
 
-def _name(network: SpikingNetwork) -> str:
-    return network.config.backbone if network.config else type(network.model).__name__
-
-
 def _described(network: SpikingNetwork) -> str:
     """A network in a line."""
     parameters = sum(p.numel() for p in network.parameters())
     neurons = network.neurons().values()
     learned = sum(neuron.raw_amplitude is not None for neuron in neurons)
     return (
-        f"network:    {_name(network)}, T = {network.timesteps}, {parameters:,} parameters, {len(neurons)} layers of "
+        f"network:    {network.name}, T = {network.timesteps}, {parameters:,} parameters, {len(neurons)} layers of "
         f"neurons, amplitudes learned in {learned}"
     )
 
@@ -324,22 +320,26 @@ def _print_summary(console: Console, tested: Mapping[str, Any], after: Evaluatio
     console.print(table)
 
 
-def options_of_command(name: str) -> list[str]:
-    """Names of the options of ``fit``, ``validate``, ``test`` or ``predict``."""
+class _ParserBuilt(Exception):  # noqa: N818 # no error: what comes after the parser is left out
+    pass
 
-    class ListedError(Exception):
-        pass
 
-    class Lister(TrainingCLI):
-        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-            (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
-            raise ListedError(sorted(commands[name]._option_string_actions))
+class _ParserOnly(TrainingCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        raise _ParserBuilt(parser)
 
+
+def options_of_commands() -> dict[str, list[str]]:
+    """Names of the options of ``fit``, ``validate``, ``test`` and ``predict``."""
     try:
-        Lister([name])
-    except ListedError as listed:
-        return [option for option in listed.args[0] if option.startswith("--")]
-    raise AssertionError
+        _ParserOnly([])
+    except _ParserBuilt as built:
+        (parser,) = built.args
+    (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    return {
+        name: [option for option in command._option_string_actions if option.startswith("--")]
+        for name, command in commands.items()
+    }
 
 
 def run_training_cli(words: Sequence[str]) -> None:

@@ -13,12 +13,10 @@ from .. import zoo
 from .._tables import new_table
 from .._waiting import waiting
 from ..store.catalog import shipped_facts
-from .commands import Commands
+from .commands import Commands, completes
 from .data import recipe_changes, recipe_data
 
 __all__ = ["add_commands"]
-
-_NAME = "entry, ORG/NAME[@REVISION] on the Hub, or folder"
 
 
 def add_commands(commands: Commands) -> None:
@@ -27,10 +25,9 @@ def add_commands(commands: Commands) -> None:
     listed = group.add("list", _list, "list the entries")
     listed.add_argument("pattern", nargs="?", default="*", help="shell pattern, e.g. '*resnet*'")
     listed.add_argument("--status", choices=("trained", "planned"), help="only those")
-    group.add("info", _info, "all that the table says of an entry").add_argument("name", help=_NAME)
-    loaded = group.add("load", _load, "fetch a network into the cache, check it and say what it is")
-    loaded.add_argument("name", help=_NAME)
-    group.add("card", _card, "print the model card of a network").add_argument("name", help=_NAME)
+    _takes_name(group.add("info", _info, "all that the table says of an entry"))
+    _takes_name(group.add("load", _load, "fetch a network into the cache, check it and say what it is"))
+    _takes_name(group.add("card", _card, "print the model card of a network"))
     verified = group.add(
         "verify",
         _verify,
@@ -38,7 +35,7 @@ def add_commands(commands: Commands) -> None:
         "Check that a network's files are whole and agree with each other; with a recipe, measure its test accuracy.",
         takes_more=True,
     )
-    verified.add_argument("name", help=_NAME)
+    _takes_name(verified)
     published = group.add(
         "publish",
         _publish,
@@ -63,7 +60,14 @@ def add_commands(commands: Commands) -> None:
     published.add_argument("--create-pr", action="store_true", help="open a pull request")
     published.add_argument("--tag", help="name for the commit")
     for command in (verified, published):
-        command.add_argument("--recipe", help="whose test set is measured; options such as --data.root=PATH change it")
+        recipe = command.add_argument(
+            "--recipe", help="whose test set is measured; options such as --data.root=PATH change it"
+        )
+        completes("recipes", recipe)
+
+
+def _takes_name(parser: argparse.ArgumentParser) -> None:
+    completes("networks", parser.add_argument("name", help="entry, ORG/NAME[@REVISION] on the Hub, or folder"))
 
 
 def _list(options: argparse.Namespace) -> None:
