@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_every_line_is_of_use(tmp_path: Path) -> None:
     """No tips, no deprecations of other people's code, no tables of zeros; paths that can be copied."""
     words = ["fit", "--config", "digits", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.timesteps=1"]

@@ -71,6 +71,7 @@ def test_logits_are_those_of_the_library(number: int) -> None:
     check(net, import_spikingjelly(net.state_dict(), name, JellyNeuron(**neuron), timesteps=T))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "cnf"),
     [("sew_resnet18", "IAND"), ("sew_resnet50", "AND"), ("spiking_resnext50_32x4d", None)],
@@ -82,6 +83,7 @@ def test_blocks_of_all_kinds(name: str, cnf: str | None) -> None:
     check(net, ours)
 
 
+@pytest.mark.slow
 def test_imported_networks_fold_whole_and_train_on() -> None:
     net = jelly("sew_resnet18", {"name": "IFNode"}, cnf="ADD")
     ours, x = import_spikingjelly(net.state_dict(), "sew_resnet18", timesteps=T), images()
@@ -93,6 +95,7 @@ def test_imported_networks_fold_whole_and_train_on() -> None:
     assert all(p.grad is not None for p in ours.parameters())
 
 
+@pytest.mark.slow
 def test_command_writes_a_folder_that_the_zoo_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     net = jelly("spiking_resnet18", {"name": "LIFNode", "v_reset": None, "v_threshold": 0.5}).float()
     file = tmp_path / "net.pth"
@@ -122,6 +125,7 @@ def test_what_cannot_be_rebuilt_says_so(make: Any, message: str) -> None:
         make()
 
 
+@pytest.mark.slow
 def test_weights_of_another_depth_are_named() -> None:
     weights = jelly("spiking_resnet18", {"name": "IFNode"}).state_dict()
     with pytest.raises(ForeignWeightsError, match=r"not a resnet34: missing \['layer1.2"):
