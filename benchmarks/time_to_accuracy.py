@@ -2,11 +2,14 @@
 
     python -m benchmarks.time_to_accuracy --data FOLDER [--epochs 120] [--minutes 10] [--output PREFIX] ...
 
+Other networks and neurons are for comparisons: ``--backbone tspike_resnet19 --neuron binary_lif``.
+
 FOLDER holds ``train.npz`` and ``test.npz``, arrays ``x`` uint8 [N, H, W, C] and ``y`` [N]. All images are kept on the
 device, where they are cropped (moved by up to 4 pixels, the border mirrored), mirrored in every other epoch (Jordan,
 arXiv 2404.00498), given a hole (cutout, DeVries and Taylor, arXiv 1708.04552) and normalised, a batch at a time. The
 network is compiled and runs in bfloat16 with channels last; SGD with Nesterov momentum, label smoothing, a learning
 rate that rises linearly for a fifth of all steps and falls linearly to 0 (after Smith and Topin, arXiv 1708.07120).
+``--t1-share`` trains so many of the epochs, the first, at T = 1, as the callback ``TimestepSchedule`` does.
 
 The clock starts when the images are on the device: building the network, compiling, training and the test after each
 epoch count. An epoch that would end after ``--minutes`` is not begun; ``--epochs auto`` measures one first, and makes
@@ -129,11 +132,11 @@ class Training:
             self.optimizer, lambda step: float(np.interp(step + 0.5, corners, [0, 1, 0]))
         )
 
-    def seconds_of_an_epoch(self, test: Images) -> float:
+    def seconds_of_an_epoch(self, test: Images, timesteps: int) -> float:
         """How long an epoch takes, from one that leaves no trace but in optimizer, schedule and random numbers."""
         before = self._state()
         begin = time.perf_counter()
-        self.epoch(0)  # waits for the device
+        self.epoch(0, timesteps)  # waits for the device
         self.classify(test)
         self.network.load_state_dict(before)
         return time.perf_counter() - begin
@@ -144,17 +147,20 @@ class Training:
         pixels, labels = (tensor[: self.args.batch_size] for tensor in (self.train.x, self.train.y))
         # two batch sizes, of training and of testing, are no reason for any size
         self.network.model.compile(dynamic=False)
-        self._loss(self.train.normalized(pixels), labels)[0].backward()
-        self.classify(test)
+        for timesteps in {TIMESTEPS, 1 if self.args.t1_share else TIMESTEPS}:
+            self.network.timesteps = timesteps
+            self._loss(self.train.normalized(pixels), labels)[0].backward()
+            self.classify(test)
         self.network.load_state_dict(before)
         self.optimizer.zero_grad()
 
-    def epoch(self, number: int) -> tuple[float, float]:
+    def epoch(self, number: int, timesteps: int) -> tuple[float, float]:
         """Train for an epoch, counted from 0; gives mean loss and accuracy on the augmented images."""
         device = self.train.x.device
         order = torch.randperm(len(self.train.y), device=device, generator=self.generator)
         total, hits = torch.zeros((), device=device), torch.zeros((), device=device)  # read once: the GPU never waits
         self.network.train()
+        self.network.timesteps = timesteps
         for index in order[: self.steps * self.args.batch_size].split(self.args.batch_size):
             mirror = (self.mirrored_first[index] + number) % 2 == 1
             x = self.train.augmented(index, mirror, self.generator, self.args.cutout)
@@ -219,7 +225,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         options = {"widths": args.widths} if args.widths else {}
         classes, channels = len(facts["label_names"]), train.x.shape[3]
-        config = NetworkConfig(args.backbone, classes, channels, TIMESTEPS, backbone_kwargs=options)
+        config = NetworkConfig(
+            args.backbone,
+            classes,
+            channels,
+            TIMESTEPS,
+            neuron=args.neuron,
+            amplitude=args.amplitude,
+            backbone_kwargs=options,
+        )
         network = create_network(config).to(device, memory_format=torch.channels_last)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
@@ -228,7 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.compile:
         training.compile(test)
     if wanted is None:
-        duration = training.seconds_of_an_epoch(test)
+        duration = (1 - args.t1_share) * training.seconds_of_an_epoch(test, TIMESTEPS)
+        if args.t1_share:
+            duration += args.t1_share * training.seconds_of_an_epoch(test, 1)
         left = 60 * args.minutes - (time.perf_counter() - start)
         args.epochs = max(1, int(left / (SPARE * duration)))
         training = Training(network, train, args)
@@ -271,11 +287,12 @@ def _train(training: Training, test: Images, args: argparse.Namespace, start: fl
     """Train to the end of the schedule or of the time; gives what the log has."""
     log: list[dict[str, Any]] = []
     longest = 0.0  # how long the first epoch takes nobody knows
+    t1_epochs = min(round(args.t1_share * args.epochs), args.epochs - 1)  # the last one has all time steps
     for number in range(args.epochs):
         begin = time.perf_counter()
         if begin - start + longest > 60 * args.minutes:
             break
-        loss, train_accuracy = training.epoch(number)
+        loss, train_accuracy = training.epoch(number, 1 if number < t1_epochs else TIMESTEPS)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss of epoch {number + 1} is {loss}: try a smaller --lr than {args.lr}")
         trained = time.perf_counter()
@@ -287,6 +304,7 @@ def _train(training: Training, test: Images, args: argparse.Namespace, start: fl
         log.append({**row, **times})
         _write(Path(f"{args.output}.jsonl"), *log)
         print(f"epoch {number + 1}: loss {loss:.4f}, test {test_accuracy:.2%}, {end - start:.1f} s", flush=True)
+    training.network.timesteps = TIMESTEPS  # also of a training that was cut off at T = 1
     return log
 
 
@@ -338,6 +356,12 @@ def _count(text: str) -> int:
     return count
 
 
+def _share(text: str) -> float:
+    if not 0 <= (share := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{share} does not lie in [0, 1)")
+    return share
+
+
 def _epochs(text: str) -> int | None:
     return None if text == "auto" else _count(text)
 
@@ -355,6 +379,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--label-smoothing", type=float, default=0.1, help="(%(default)s)")
     add("--cutout", type=int, default=12, help="side of the hole in pixels, 0 for none (%(default)s)")
     add("--backbone", default="tspike_resnet20", help="(%(default)s)")
+    add("--neuron", default="ternary_lif", help="one that spikes (%(default)s)")
+    add("--amplitude", default="layer", help="layer, channel or fixed (%(default)s)")
+    add("--t1-share", type=_share, default=0.0, help="of the epochs, the first ones, that have T = 1 (%(default)s)")
     add("--widths", type=_count, nargs="+", help="channels of each stage, where the backbone takes them")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="(%(default)s)")
     add("--precision", choices=("bfloat16", "float32"), help="of training (bfloat16 on a GPU, float32 elsewhere)")

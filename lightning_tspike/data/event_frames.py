@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as vision
 
-from ..files.atomic import replace_folder
 from ..files.input_spec import InputSpec, SliceBy
 from .event_sources import Recordings, find_dataset
 
@@ -113,8 +113,9 @@ def frames_transform(spec: InputSpec) -> Callable[[Any], Tensor]:
 class CachedFrames:
     """Frames that tonic's DiskCachedDataset keeps on disk, made once before the first is read.
 
-    The folder is filled under another name and then renamed: a run that was killed leaves no half-filled cache. Its
-    name holds what the frames depend on, so a change of files or options makes a new one.
+    The folder is filled under another name and then renamed: a run that was killed leaves no half-filled cache. Of
+    several runs that begin together one fills it, and the others wait. Its name holds what the frames depend on, so a
+    change of files or options makes a new one.
 
     Args:
         frames: Their source.
@@ -127,7 +128,10 @@ class CachedFrames:
 
         self.recordings = frames.recordings
         if not folder.is_dir():
-            _fill(frames, folder, num_workers)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(f".{folder.name}.lock")):
+                if not folder.is_dir():  # another process may have filled it meanwhile
+                    _fill(frames, folder, num_workers)
         self.cached = DiskCachedDataset(frames, cache_path=str(folder))
 
     def __len__(self) -> int:
@@ -145,13 +149,13 @@ def _fill(frames: Frames, folder: Path, num_workers: int) -> None:
 
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    scratch.mkdir()
     loader = DataLoader(
         _Touch(DiskCachedDataset(frames, cache_path=str(scratch))), batch_size=None, num_workers=num_workers
     )
     for _ in track(loader, f"writing frames to {folder.name}", total=len(frames)):
         pass
-    replace_folder(scratch, folder)
+    scratch.rename(folder)
 
 
 class _Touch(Dataset[int]):

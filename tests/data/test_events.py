@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -114,7 +115,7 @@ def test_cache_gives_the_same_frames(sample: Path, tmp_path: Path) -> None:
     fresh = set_up("NMNIST", sample, cache=None)
     cache = tmp_path / "frames"
     kept = set_up("NMNIST", sample, cache=str(cache), num_workers=1)
-    assert len(list(cache.iterdir())) == 2  # training and test recordings
+    assert len(list(cache.glob("NMNIST*"))) == 2  # training and test recordings
     for one, other in ((fresh.train_set, kept.train_set), (fresh.test_set, kept.test_set)):
         assert len(one) == len(other)
         for i in range(len(one)):
@@ -130,7 +131,7 @@ def test_cache_follows_files_and_options(tmp_path: Path) -> None:
     set_up("NMNIST", tmp_path)
     assert set(cache.iterdir()) == folders
     set_up("NMNIST", tmp_path, timesteps=3)
-    assert len(list(cache.iterdir())) == 4
+    assert len(list(cache.glob("NMNIST*"))) == 4
     write_nmnist(train / "0/00000.bin", [1] * 9, [2] * 9, [1] * 9, range(9))
     changed = set_up("NMNIST", tmp_path, slice_by="events")
     again = set_up("NMNIST", tmp_path)
@@ -142,7 +143,7 @@ def test_cache_left_half_filled_is_made_anew(tmp_path: Path) -> None:
     """A killed run leaves a folder of another name, which the next one replaces."""
     nmnist(tmp_path)
     set_up("NMNIST", tmp_path)
-    whole = next(path for path in (tmp_path / "frames").iterdir() if "train" in path.name)
+    whole = next((tmp_path / "frames").glob("NMNIST-train*"))
     partial = whole.with_name(f".{whole.name}.partial")
     whole.rename(partial)
     kept = sorted(partial.iterdir())
@@ -152,6 +153,25 @@ def test_cache_left_half_filled_is_made_anew(tmp_path: Path) -> None:
     assert not partial.exists()
     assert sorted(p.name for p in whole.iterdir()) == [p.name for p in kept]
     assert all(data.train_set[i][0].isfinite().all() for i in range(len(data.train_set)))
+
+
+def test_runs_that_begin_together_share_a_cache(tmp_path: Path) -> None:
+    nmnist(tmp_path, per_class=40)
+    processes = multiprocessing.get_context("fork")
+    begin = processes.Barrier(3)
+
+    def run() -> None:
+        begin.wait()
+        data = set_up("NMNIST", tmp_path)
+        assert all(data.train_set[i][0].sum() > 0 for i in range(len(data.train_set)))
+
+    runs = [processes.Process(target=run) for _ in range(3)]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join()
+    assert [process.exitcode for process in runs] == [0, 0, 0]
+    assert {len(list(folder.iterdir())) for folder in (tmp_path / "frames").glob("NMNIST*")} == {80, 2}
 
 
 def test_cifar10_dvs_is_split_nine_to_one(tmp_path: Path) -> None:
