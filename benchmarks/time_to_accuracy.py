@@ -292,14 +292,16 @@ def _train(training: Training, test: Images, args: argparse.Namespace, start: fl
         begin = time.perf_counter()
         if begin - start + longest > 60 * args.minutes:
             break
-        loss, train_accuracy = training.epoch(number, 1 if number < t1_epochs else TIMESTEPS)
+        timesteps = 1 if number < t1_epochs else TIMESTEPS
+        loss, train_accuracy = training.epoch(number, timesteps)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss of epoch {number + 1} is {loss}: try a smaller --lr than {args.lr}")
         trained = time.perf_counter()
         test_accuracy = accuracy(training.classify(test), test)
         end = time.perf_counter()
         longest = max(longest, end - begin)
-        row = {"epoch": number + 1, "loss": loss, "train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
+        row = {"epoch": number + 1, "timesteps": timesteps, "loss": loss}
+        row |= {"train_accuracy": train_accuracy, "test_accuracy": test_accuracy}
         times = {"training_seconds": trained - begin, "evaluation_seconds": end - trained, "seconds": end - start}
         log.append({**row, **times})
         _write(Path(f"{args.output}.jsonl"), *log)

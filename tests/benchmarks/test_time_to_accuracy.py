@@ -113,9 +113,14 @@ def test_as_many_epochs_as_the_minutes_allow(data: Path, tmp_path: Path) -> None
     assert results["settings"]["epochs"] > 1
 
 
-def test_bfloat16(data: Path, tmp_path: Path) -> None:
+def test_bfloat16_other_neurons_and_one_step_at_first(data: Path, tmp_path: Path) -> None:
     options = ("--epochs", "2", "--limit-train", "256", "--precision", "bfloat16", "--no-compile")
-    results, log = run(data, tmp_path / "run", *options)
+    other = ("--neuron", "binary_lif", "--amplitude", "channel", "--t1-share", "0.5")
+    results, log = run(data, tmp_path / "run", *options, *other)
+    assert [row["timesteps"] for row in log] == [1, 2]
+    network = zoo.load(tmp_path / "run.folded")
+    assert network.timesteps == 2
+    assert {type(neuron).__name__ for neuron in network.neurons().values()} == {"BinaryLIF"}
     assert log[1]["loss"] < log[0]["loss"]
     assert results["decisions_changed_by_fold"] <= 1  # these are measured in float32
 
@@ -173,6 +178,7 @@ def test_holes() -> None:
         (("--data", "{data}", "--device", "cpu", "--backbone", "tspike_resnet_smal"), "did you mean"),
         (("--data", "{data}", "--device", "cpu", "--widths", "4"), "one number per stage"),
         (("--data", "{data}", "--device", "cpu", "--limit-test", "0"), "0 is less than 1"),
+        (("--data", "{data}", "--device", "cpu", "--t1-share", "1"), "1.0 does not lie in [0, 1)"),
         (("--data", "{data}", "--device", "cuda"), "torch finds no CUDA device"),
     ],
 )
