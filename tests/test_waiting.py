@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
-CODE = """
+import pytest
+
+WAIT = """
 import time
 from lightning_tspike._waiting import waiting
 with waiting("folding [x]"):
     time.sleep(0.5)
 print("done")
 """
+COUNT = """
+import time
+from lightning_tspike._waiting import counted
+for batch in counted([[0] * 500] * 3, "evaluating [x]", unit="images", size=len):
+    time.sleep(0.2)
+print("done")
+"""
 
 
-def test_a_terminal_sees_what_is_done() -> None:
+def on_a_terminal(code: str) -> str:
+    """What a terminal gets."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-c", CODE], stderr=theirs, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"COLUMNS": "120"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=theirs, stdout=subprocess.PIPE, text=True, env=environment
+    )
     os.close(theirs)
     shown = b""
     try:
@@ -27,10 +41,23 @@ def test_a_terminal_sees_what_is_done() -> None:
     except OSError:  # the other end is closed
         pass
     assert process.communicate()[0] == "done\n"
-    assert b"folding [x]" in shown
-    assert b"0:00:0" in shown
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
-def test_a_pipe_gets_nothing() -> None:
-    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+def test_a_terminal_sees_what_is_done() -> None:
+    shown = on_a_terminal(WAIT)
+    assert "folding [x]" in shown
+    assert "0:00:0" in shown
+
+
+def test_a_terminal_sees_how_fast_it_goes() -> None:
+    shown = on_a_terminal(COUNT)
+    assert "evaluating [x]" in shown
+    assert all(0 < int(speed.replace(",", "")) <= 2500 for speed in re.findall(r"([\d,]+) images/s", shown))
+    assert "images/s" in shown
+
+
+@pytest.mark.parametrize("code", [WAIT, COUNT])
+def test_a_pipe_gets_nothing(code: str) -> None:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (result.stdout, result.stderr) == ("done\n", "")

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from .._batches import images_of, targets_of
+from .._waiting import counted
 from ..network.spiking_network import SpikingNetwork
 from .spikes import FiringRate, firing_rates
 
@@ -52,10 +52,11 @@ def evaluate(network: SpikingNetwork, batches: Iterable[Any], *, description: st
     weight = next(network.parameters())
     was_training = network.training
     network.eval()
-    decisions, among_five, labels = [], [], []
+    decisions, among_five = [], []
+    labels: list[Tensor] = []
     try:
         with torch.no_grad(), firing_rates(network) as rates:
-            for batch in track(batches, description, transient=True):
+            for batch in counted(batches, description, unit="images", size=lambda _: len(labels[-1])):
                 logits = network(images_of(batch, weight.dtype).to(weight.device))
                 targets = targets_of(batch, logits.shape[-1])
                 decisions.append(logits.argmax(-1).cpu())

@@ -11,10 +11,10 @@ from typing import Any
 import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
-from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 from .._tables import new_table, table_text
+from .._waiting import counted
 from .base import ClassificationDataModule
 from .samples import DataError, Samples, Stream
 
@@ -80,17 +80,16 @@ def check_data(data: ClassificationDataModule) -> dict[str, SplitCheck]:
     data.setup("test")
     found: dict[str, SplitCheck] = {}
     seen: dict[int, str] = {}
-    with Progress(transient=True) as progress:
-        for name, part in (("train", data.train_set), ("val", data.val_set), ("test", data.test_set)):
-            if id(part) in seen:
-                found[name] = found[seen[id(part)]]
-                continue
-            seen[id(part)] = name
-            found[name] = check = SplitCheck()
-            start = time.perf_counter()
-            for looked in progress.track(_facts(part, data.num_workers), len(part), description=f"reading {name}"):
-                _count(check, looked)
-            check.seconds = time.perf_counter() - start
+    for name, part in (("train", data.train_set), ("val", data.val_set), ("test", data.test_set)):
+        if id(part) in seen:
+            found[name] = found[seen[id(part)]]
+            continue
+        seen[id(part)] = name
+        found[name] = check = SplitCheck()
+        start = time.perf_counter()
+        for looked in counted(_facts(part, data.num_workers), f"reading {name}", unit="samples", total=len(part)):
+            _count(check, looked)
+        check.seconds = time.perf_counter() - start
     return found
 
 

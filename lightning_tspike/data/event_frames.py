@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as vision
 
+from .._waiting import counted
 from ..files.input_spec import InputSpec, SliceBy
 from .event_sources import Recordings, find_dataset
 
@@ -153,7 +153,7 @@ def _fill(frames: Frames, folder: Path, num_workers: int) -> None:
     loader = DataLoader(
         _Touch(DiskCachedDataset(frames, cache_path=str(scratch))), batch_size=None, num_workers=num_workers
     )
-    for _ in track(loader, f"writing frames to {folder.name}", total=len(frames)):
+    for _ in counted(loader, f"writing frames to {folder.name}", unit="recordings"):
         pass
     scratch.rename(folder)
 
