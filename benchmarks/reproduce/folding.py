@@ -7,9 +7,12 @@ decisions can differ; in float64 the fold verifies equality.
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
+from ..fold_speed import fold_table
 from ..measuring import table
 from ..training_runs import FitRun
 from . import accuracy
@@ -49,7 +52,23 @@ def section(lines: Lines) -> list[str]:
         return []
     return [
         "All networks of this page, on all test images; the deviation is that of the logits of 1,000 of them, relative "
-        "to the largest. Time and size before and after are in [speed.md](speed.md#inference).",
+        "to the largest.",
         "",
         table(rows),
+    ]
+
+
+def speed(results: Path) -> list[str]:
+    """Time and size before and after, where they were measured."""
+    if not (file := results / "fold_speed.json").exists():
+        return []
+    measured = json.loads(file.read_text())
+    machine = measured["machine"]
+    return [
+        "",
+        f"Time and size before and after (`{measured['command']}`; {machine['processor']}, "
+        f"{machine['threads']} threads): the fold itself changes neither, what it makes possible does. All runtimes are compared in "
+        "[speed.md](speed.md#inference).",
+        "",
+        fold_table(measured["networks"]),
     ]

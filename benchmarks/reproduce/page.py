@@ -51,6 +51,8 @@ def write_page(results: Path, page: Path) -> None:
     for name, claim in CLAIMS.items():
         if section := claim.section(lines):
             text += ["", f"## {claim.TITLE}", "", f"`{name}`", "", *section]
+        if name == "folding":
+            text += folding.speed(results)
         if name == "amplitudes" and amplitudes.plot(lines, page.with_name("results_membranes.png")):
             text += ["![Membrane potentials by layer](results_membranes.png)"]
     every = list(cells(results))
