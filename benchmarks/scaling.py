@@ -14,7 +14,8 @@ layers before the first neuron, which run once for all time steps:
                                        backward pass (DDP overlaps them)
 
 Each formula is checked here at a small size: operations by torch's FLOP counter, memory by what is allocated, traffic
-by the bytes that two and three processes send each other. The images per second of a GPU are those of
+by the bytes that two and three processes send each other, hours by a run of ``tspike fit`` on the digits, validation
+and callbacks included, beside what ``tspike doctor`` foretells. The images per second of a GPU are those of
 results/train_step_cuda_resnet34.json, of a loader process those of results/data_loading.json. Results: scaling.json and
 .md, and from there docs/scaling.md.
 """
@@ -26,6 +27,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from lightning_tspike.analysis.energy import measure_energy
 from lightning_tspike.memory import MEMORY_MODES, MemoryMode
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork
+from lightning_tspike.store.checkpoint import read_checkpoint
 
 from .measuring import RESULTS, command, kept_bytes, machine, table, write
 
@@ -55,9 +58,9 @@ def sent_bytes(gpus: int, parameters: int) -> float:
     return 2 * (gpus - 1) / gpus * 4 * parameters
 
 
-def hours(epochs: int, gpus: int, images_per_second: float) -> float:
+def hours(epochs: int, gpus: int, images_per_second: float, images: int = IMAGES) -> float:
     """Of a training; validation, a forward pass for one image in 25, is left out."""
-    return epochs * IMAGES / (gpus * images_per_second) / 3600
+    return epochs * images / (gpus * images_per_second) / 3600
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network = create_network(NetworkConfig(options.network, num_classes=1000, timesteps=options.timesteps))
     parameters = sum(p.numel() for p in network.parameters())
     macs, prefix = _macs(network, 224)
-    checks = [_check_operations(network), _check_memory(network), *(_check_traffic(n) for n in (2, 3))]
+    checks = [_check_operations(network), _check_memory(network), *(_check_traffic(n) for n in (2, 3)), _check_hours()]
     print(table(checks), flush=True)
     facts = {
         "parameters, M": parameters / 1e6,
@@ -178,6 +181,25 @@ def _all_reduce(parameters: int) -> None:
 def _loopback_bytes() -> int:
     line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
     return int(line.split(":")[1].split()[8])
+
+
+def _check_hours() -> dict[str, Any]:
+    epochs = 20
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def tspike(*words: str) -> None:
+            code = "from lightning_tspike.cli.main import main; main()"
+            subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True, cwd=scratch)
+
+        tspike("doctor", "digits", "--json", "doctor.json")
+        tspike("fit", "--config", "digits", f"--trainer.max_epochs={epochs}", "--trainer.enable_progress_bar=false")
+        foretold = json.loads(Path(scratch, "doctor.json").read_text())
+        last = Path(scratch, "runs/digits/version_0/checkpoints/last.ckpt")
+        seconds = read_checkpoint(last).training_seconds
+    assert seconds is not None
+    images = foretold["batches"] * foretold["batch_size"]
+    expected = 3600 * hours(epochs, 1, foretold["images_per_second"], images)
+    return _check(f"time, {epochs} epochs of the digits, seconds", expected, seconds)
 
 
 def _check(what: str, formula: float, measured: float) -> dict[str, Any]:
