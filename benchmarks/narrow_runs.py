@@ -122,7 +122,7 @@ def narrow_run(
 
 
 def event_run(kind: str, seed: int, data: Sequence[str]) -> FitRun:
-    """One training of the recipe ``nmnist``, half as long; all kinds have the recipe's T frames.
+    """One training of the recipe ``nmnist``; all kinds have its T frames.
 
     Args:
         kind: Of KINDS.
@@ -130,8 +130,8 @@ def event_run(kind: str, seed: int, data: Sequence[str]) -> FitRun:
         data: Words ``--data...`` that say where the recordings are.
     """
     model = {name: value for name, value in KINDS[kind].items() if name != "timesteps"}
-    facts = _facts("nmnist", kind, seed, 4, 10)
-    options = (f"--seed_everything={seed}", "--trainer.max_epochs=10")
+    facts = _facts("nmnist", kind, seed, 4, 20)
+    options = (f"--seed_everything={seed}", "--trainer.max_epochs=20")
     words = (f"--model.{name}={value}" for name, value in model.items())
     return FitRun(_name(facts), "nmnist", tuple(data), (*options, *words), facts)
 
