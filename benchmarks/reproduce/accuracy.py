@@ -6,13 +6,15 @@ of CIFAR-10 it prints no binary row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import Any
 
 from ..measuring import table
 from ..narrow_runs import KINDS, SEEDS, event_run, narrow_run
 from ..training_runs import FitRun
-from .comparing import Lines, chosen, comparison_table, percent, values
+from .comparing import HOLDS, REVERSED, SAME, Lines, chosen, comparison_table, percent, values
 
 TITLE = "Accuracy: binary, ternary, ternary with a learned amplitude"
 DATASETS = {"cifar10": (1, 2, 4), "fashion_mnist": (2,), "nmnist": (4,)}  # at which T
@@ -49,7 +51,7 @@ def section(lines: Lines) -> list[str]:
             for kind in TIMELESS:
                 own = steps if dataset == "nmnist" else KINDS[kind]["timesteps"]
                 found[kind] = values(chosen(lines[dataset], kind=kind, timesteps=own))
-            if not any(found.values()):
+            if not any(found[kind] for kind in SPIKING):
                 continue
             front = {"data": dataset, "T": steps}
             settings.append({**front, **{kind: percent(by_seed) for kind, by_seed in found.items()}})
@@ -60,11 +62,26 @@ def section(lines: Lines) -> list[str]:
             ]
     if not settings:
         return []
+    compared = comparison_table(pairs)
     return [
+        "In short: in how many settings, of data and T, each claim holds.",
+        "",
+        table(_in_short(compared)),
         "Test accuracy in %, last epoch, folded: mean ± standard deviation (seeds). ANNs have no time steps.",
         "",
         table(settings),
         "Is the second better than the first? Differences with the same seed, paired t-test.",
         "",
-        table(comparison_table(pairs)),
+        table(compared),
     ]
+
+
+def _in_short(compared: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """How often the second of a pair is better than the first, by verdict."""
+    rows = []
+    for first, second in PAIRS:
+        verdicts = Counter(row["verdict"] for row in compared if (row["first"], row["second"]) == (first, second))
+        if verdicts:
+            counted = {verdict: verdicts[verdict] for verdict in (HOLDS, SAME, REVERSED)}
+            rows.append({"claim": f"{second} better than {first}", "settings": verdicts.total(), **counted})
+    return rows

@@ -10,7 +10,20 @@ from typing import Any, TypeAlias
 
 from scipy.stats import ttest_rel
 
-__all__ = ["BySeed", "Comparison", "Line", "Lines", "chosen", "compare", "comparison_table", "percent", "values"]
+__all__ = [
+    "HOLDS",
+    "REVERSED",
+    "SAME",
+    "BySeed",
+    "Comparison",
+    "Line",
+    "Lines",
+    "chosen",
+    "compare",
+    "comparison_table",
+    "percent",
+    "values",
+]
 
 Line: TypeAlias = Mapping[str, Any]
 """What is recorded of a run, see training_runs.py."""
@@ -19,6 +32,7 @@ Lines: TypeAlias = Mapping[str, Sequence[Line]]
 BySeed: TypeAlias = Mapping[int, float]
 
 SIGNIFICANT = 0.05
+HOLDS, SAME, REVERSED = "holds", "not told apart", "the other way round"
 
 
 def chosen(lines: Iterable[Line], **facts: Any) -> list[Line]:
@@ -67,8 +81,8 @@ class Comparison:
         if math.isnan(self.p):
             return "one seed: no test"
         if self.p >= SIGNIFICANT:
-            return "not told apart"
-        return "holds" if self.difference > 0 else "the other way round"
+            return SAME
+        return HOLDS if self.difference > 0 else REVERSED
 
 
 def compare(first: BySeed, second: BySeed) -> Comparison:

@@ -1,14 +1,15 @@
 """Every cell of the paper's Tables 1 to 5 (Guo et al., AAAI 2024), and what stands beside it here.
 
 Accuracies in %, as printed; those of CIFAR, ImageNet and CIFAR10-DVS are of the paper's own networks at full size,
-which take GPUs. What was not trained here is "not run here", with the command that would.
+which take GPUs. What ``benchmarks.time_to_accuracy`` has trained on one, in minutes and not for the paper's epochs,
+stands beside them; what was not trained here is "not run here", with the command that would.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = ["Cell", "cells"]
@@ -75,15 +76,38 @@ def cells(results: Path) -> Iterator[Cell]:
     for (network, steps), printed in _TABLE_1.items():
         for column, paper in zip(_VARIANTS, printed, strict=True):
             yield _accuracy(1, "imagenet", network, steps, column, paper)
+    trained = _trained(results)
     for (number, data, network, steps), printed in _TABLES_2_TO_4.items():
         for column, paper in zip(list(_VARIANTS)[1:], printed, strict=True):
-            yield _accuracy(number, data, network, steps, column, paper)
+            cell = _accuracy(number, data, network, steps, column, paper)
+            ours = trained.get((data, network, steps, column), {})
+            yield replace(cell, **ours)
     yield from _energies(results)
 
 
 def _accuracy(number: int, data: str, network: str, steps: int, column: str, paper: str) -> Cell:
     command = f"tspike fit --config {network}_{data} --model.timesteps={steps} {_VARIANTS[column]} --data.root=PATH"
     return Cell(number, f"{data}, {network}, T = {steps}", column, paper, NOT_RUN, command)
+
+
+def _trained(results: Path) -> dict[tuple[str, str, int, str], dict[str, str]]:
+    """What was trained in minutes on a GPU: for CIFAR-10 at T = 2, by network and column."""
+    found = {}
+    for path in sorted(results.glob("time_to_accuracy*.json")):
+        measured = json.loads(path.read_text())
+        settings = measured["settings"]
+        is_fixed = settings.get("amplitude", "layer") == "fixed"
+        neuron = settings.get("neuron", "ternary_lif")
+        if neuron != "ternary_lif" or measured["training_images"] != 50_000:
+            continue
+        network = settings["backbone"].removeprefix("tspike_")
+        accuracy = 100 * measured["accuracy"]["folded"]
+        found["cifar10", network, 2, "ternary" if is_fixed else "trainable ternary"] = {
+            "ours": f"{accuracy:.2f} ({measured['epochs']} epochs, one seed)",
+            "command": f"python -m benchmarks.time_to_accuracy --data FOLDER --backbone {settings['backbone']} "
+            f"--epochs {measured['epochs']}",
+        }
+    return found
 
 
 def _energies(results: Path) -> Iterator[Cell]:

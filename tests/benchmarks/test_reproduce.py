@@ -97,6 +97,8 @@ def test_page(tmp_path: Path) -> None:
     assert "| cifar10 | 2 | 71.00 ± 1.00 (3) | 76.11 ± 1.11 (3) | 75.33 ± 1.15 (3) | 75.00 ± 1.00 (3) |" in page
     first, last = "| cifar10 | 2 | binary, fixed | ternary, fixed | +5.11", "| holds |"
     assert any(row.startswith(first) and row.endswith(last) for row in page.splitlines())
+    assert "| ternary, fixed better than binary, fixed | 1 | 1 | 0 | 0 |" in page
+    assert "| ternary, layer better than ternary, fixed | 1 | 0 | 1 | 0 |" in page
     assert "| cifar10 | 16 | 2.0 | 0.5 |" in page
     assert "| `act` | 1.485 |" in page
     assert "| TET | 74.50 (1) | +0.50 (1) |  | one seed: no test |" in page
