@@ -60,6 +60,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "model.backbone_kwargs": "{}",  # not the recipe's
         "model.backbone_kwargs.norm_bias": None,
     },
+    "wide": {"model.backbone": "tspike_fast_resnet"},
     "TET": {"model.loss": "tet"},
     "mixup and cutmix": {"data.mixup": 0.2, "data.cutmix": 1.0},
     "teacher": {"model.teacher": BACKBONE, "model.teacher_weights": ANN},

@@ -133,10 +133,13 @@ def _measured(run: FitRun, checkpoint: Path) -> dict[str, Any]:
     data = recipe_data(run.recipe, [*run.data, "--data.batch_size=500", "--data.num_workers=0"])
     data.setup("test")
     saved = read_checkpoint(checkpoint)
-    network = saved.network.eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = saved.network.eval().to(device)
     folded, report = fold(network, integer_pools=True)
     before, result = (evaluate(net, data.test_dataloader()) for net in (network, folded))
     images = first_images(data.test_dataloader(), ENERGY_IMAGES, torch.float32)
+    assert images is not None
+    images = images.to(device)
     energy = measure_energy(folded, images)
     membranes = _membranes(network, images)
     return {

@@ -12,13 +12,14 @@ from typing import Any
 
 from ..measuring import records, table
 from ..narrow_runs import BACKBONE, RECIPE, results_file
-from . import accuracy, amplitudes, beyond, energy, folding, information
+from . import accuracy, amplitudes, beyond, energy, folding, information, wide
 from .paper_tables import Cell, cells
 
 __all__ = ["CLAIMS", "write_page"]
 
 CLAIMS: dict[str, Any] = {
     "accuracy": accuracy,
+    "wide": wide,
     "information": information,
     "amplitudes": amplitudes,
     "folding": folding,
@@ -31,6 +32,9 @@ DATASETS = ("cifar10", "fashion_mnist", "nmnist")
 def write_page(results: Path, page: Path) -> None:
     """Write the page, its picture and the table of the paper's cells beside it."""
     lines = {name: records(results_file(results, name)) for name in DATASETS}
+    narrow = {
+        name: [line for line in of_dataset if line["change"] != wide.CHANGE] for name, of_dataset in lines.items()
+    }
     page.parent.mkdir(parents=True, exist_ok=True)
     text = [
         "# Results",
@@ -42,12 +46,12 @@ def write_page(results: Path, page: Path) -> None:
         "missing.",
         "",
         "Trainings are short and networks narrow, so that all of this can be run again on two CPU cores: "
-        f"`{BACKBONE}` by the recipe `{RECIPE}` with {_epochs(lines)} epochs; N-MNIST (its first 1,000 training and "
+        f"`{BACKBONE}` by the recipe `{RECIPE}` with {_epochs(narrow)} epochs; N-MNIST (its first 1,000 training and "
         "100 test recordings) by the recipe `nmnist`. They compare; they are not records. What has no figure yet is "
         "not here.",
     ]
-    if any(lines.values()):
-        text += ["", table([_cost(name, of_dataset) for name, of_dataset in lines.items() if of_dataset])]
+    if any(narrow.values()):
+        text += ["", table([_cost(name, of_dataset) for name, of_dataset in narrow.items() if of_dataset])]
     for name, claim in CLAIMS.items():
         if section := claim.section(lines):
             text += ["", f"## {claim.TITLE}", "", f"`{name}`", "", *section]
