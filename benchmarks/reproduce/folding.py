@@ -67,7 +67,7 @@ def speed(results: Path) -> list[str]:
     return [
         "",
         f"Time and size before and after (`{measured['command']}`; {machine['processor']}, "
-        f"{machine['threads']} threads): the fold itself changes neither, what it makes possible does. "
+        f"{machine['threads']} threads): the fold itself changes little, what it makes possible does. "
         "All runtimes are compared in [speed.md](speed.md#inference).",
         "",
         fold_table(measured["networks"]),

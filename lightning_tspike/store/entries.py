@@ -77,6 +77,20 @@ ENTRIES = (
         measured_by="tspike zoo verify tspike-fashion-mnist --recipe fashion_mnist --data.root=PATH",
     ),
     ZooEntry(
+        name="tspike-fashion-mnist-fast",
+        architecture="tspike_fast_resnet",
+        tag="fashion_mnist",
+        dataset="Fashion-MNIST",
+        timesteps=2,
+        status="trained",
+        recipe="fashion_mnist_fast",
+        sha256="d45db05f1eeea19683c401928295be7c41ff0c8e957cc02181211b54b39c4470",
+        size=1_976_880,
+        metrics={"test/acc1": 0.9411, "test/acc1/int8": 0.9418},
+        measured_by="tspike zoo verify tspike-fashion-mnist-fast --recipe fashion_mnist_fast --data.root=PATH "
+        "--data.num_workers=0",
+    ),
+    ZooEntry(
         name="tspike-cifar10",
         architecture="tspike_resnet_small",
         tag="cifar10",

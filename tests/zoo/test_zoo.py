@@ -30,7 +30,7 @@ from lightning_tspike.store.folder import FolderError, write_folder
 
 TRAINED = [
     "tspike-cifar10", "tspike-cifar10-fast", "tspike-cifar10-fast-sparse", "tspike-digits", "tspike-fashion-mnist",
-    "tspike-nmnist",
+    "tspike-fashion-mnist-fast", "tspike-nmnist",
 ]  # fmt: skip
 
 
