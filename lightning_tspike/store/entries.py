@@ -84,8 +84,9 @@ ENTRIES = (
         timesteps=2,
         status="trained",
         recipe="fashion_mnist_fast",
+        precision="int8",
         sha256="d45db05f1eeea19683c401928295be7c41ff0c8e957cc02181211b54b39c4470",
-        size=1_976_880,
+        size=507_112,
         metrics={"test/acc1": 0.9411, "test/acc1/int8": 0.9418},
         measured_by="tspike zoo verify tspike-fashion-mnist-fast --recipe fashion_mnist_fast --data.root=PATH "
         "--data.num_workers=0",

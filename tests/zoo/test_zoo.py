@@ -90,15 +90,16 @@ def test_digits_do_what_the_entry_says(precision: Any) -> None:
     assert result.accuracy >= 0.97
 
 
-def test_fashion_mnist_does_what_the_entry_says(shared: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["tspike-fashion-mnist", "tspike-fashion-mnist-fast"])
+def test_fashion_mnist_does_what_the_entry_says(shared: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     """On the first 2,000 test images, from their PIL images by the entry's own transform."""
     shutil.copytree(shared("data/fashion_mnist"), tmp_path, dirs_exist_ok=True)
     data = FashionMNIST(tmp_path, train=False, download=True)  # unpacks
-    transform, network = zoo.transforms("tspike-fashion-mnist"), zoo.load("tspike-fashion-mnist", precision="int8")
+    transform, network = zoo.transforms(name), zoo.load(name, precision="int8")
     x = torch.stack([transform(data[i][0]) for i in range(2000)])
     with torch.no_grad():
         right = (network(x).argmax(-1) == data.targets[:2000]).double().mean().item()
-    assert right == pytest.approx(zoo.info("tspike-fashion-mnist").metrics["test/acc1/int8"], abs=0.02)
+    assert right == pytest.approx(zoo.info(name).metrics["test/acc1/int8"], abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["tspike-cifar10-fast", "tspike-cifar10-fast-sparse"])
