@@ -1,4 +1,4 @@
-"""The first hour of somebody new: installed, in an empty folder, with nothing in any cache."""
+"""The first hour of somebody new: the first tutorial's commands in an empty folder, with nothing in any cache."""
 
 from __future__ import annotations
 
@@ -56,10 +56,18 @@ def tspike(python: Callable[..., Process]) -> Callable[..., Process]:
 
 
 @pytest.fixture(scope="module")
-def trained(tspike: Callable[..., Process]) -> Process:
-    words = ["fit", "--config", "digits", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.timesteps=1"]
+def commands() -> list[list[str]]:
+    """What the tutorial says to type: words after ``tspike``."""
+    cells = json.loads((ROOT / "docs/tutorials/train_and_fold.ipynb").read_text())["cells"]
+    lines = [line.strip() for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"]]
+    return [line.split()[1:] for line in lines if line.startswith("tspike ")]
+
+
+@pytest.fixture(scope="module")
+def trained(tspike: Callable[..., Process], commands: list[list[str]]) -> Process:
+    words = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.timesteps=1"]
     small = ["--model.backbone_kwargs={layers: [1, 1], widths: [4, 8]}", "--trainer.enable_progress_bar=false"]
-    return tspike(*words, *small)
+    return tspike(*commands[0], *words, *small)
 
 
 def test_every_line_is_of_use(trained: Process) -> None:
@@ -80,24 +88,30 @@ def test_every_line_is_of_use(trained: Process) -> None:
 
 
 def test_from_a_checkpoint_to_a_file_for_other_programs(
-    trained: Process, folder: Path, python: Callable[..., Process], tspike: Callable[..., Process]
+    trained: Process,
+    folder: Path,
+    python: Callable[..., Process],
+    tspike: Callable[..., Process],
+    commands: list[list[str]],
 ) -> None:
     """Fold, load, show, export: each reads what the one before has written."""
+    assert [words[0] for words in commands] == ["fit", "fold", "show", "export"]
+    _, folding, showing, exporting = commands
     onnxruntime = pytest.importorskip("onnxruntime")
     grey = (load_digits().images[0] * 255 / 16).astype(np.uint8)  # [8, 8]
     Image.fromarray(grey).save(folder / "digit.png")
 
-    assert "folded" in tspike("fold", f"{RUN}.ckpt", "-o", "folded").stdout
+    assert "folded" in tspike(*folding).stdout
     code = (
         "import lightning_tspike as lt; from PIL import Image; net = lt.zoo.load('folded'); "
         "print(net(lt.zoo.transforms('folded')(Image.open('digit.png'))[None]).tolist()[0])"
     )
     logits = json.loads(python(code).stdout)
 
-    tspike("show", "folded", "digit.png", "-o", "digit.html")
+    tspike(*showing)
     assert "stages.1.0.act2" in (folder / "digit.html").read_text()
 
-    tspike("export", "folded", "--format", "onnx", "-o", "digits.onnx")
+    tspike(*exporting)
     session = onnxruntime.InferenceSession(folder / "digits.onnx")
     preprocessing = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
     pixels = (grey / 255 - preprocessing["mean"][0]) / preprocessing["std"][0]
