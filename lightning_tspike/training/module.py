@@ -343,6 +343,10 @@ class TernarySNNModule(L.LightningModule):
             seed_all(seed, epoch, self.global_rank, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # FSDP marks the weights that it gathers, and a marked tensor is written as one that runs code when it is read
+        for weight in checkpoint["state_dict"].values():
+            if type(weight) is Tensor:  # others keep what they are made of there
+                vars(weight).clear()
         # what a folded copy needs to know of the images
         data = getattr(self.trainer, "datamodule", None)
         names = getattr(data, "class_names", None)

@@ -11,12 +11,13 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_tspike import TernarySNNModule, zoo
@@ -272,6 +273,22 @@ def test_shards_are_refused(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path / "checkpoints", "best")
     with pytest.raises(MisconfigurationException, match="ModelParallelStrategy shards the weights.*full checkpoints"):
         fit(tmp_path, [keep, FoldExport()], module=_Sharded(**TINY), strategy=ModelParallelStrategy(), devices=1)
+
+
+class _Marking(SingleDeviceStrategy):
+    """Marks weights as torch's FSDP does with those that it gathers; FSDP itself runs on GPUs alone."""
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        state = super().lightning_module_state_dict()
+        for weight in state.values():
+            weight._has_been_cloned = True
+        return state
+
+
+def test_gathered_weights(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path / "checkpoints", "best")
+    fit(tmp_path, [keep, FoldExport(on_error="raise")], strategy=_Marking())
+    assert zoo.load(tmp_path / "checkpoints" / "best.folded").timesteps == TINY["timesteps"]
 
 
 @pytest.mark.slow
