@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from .._tables import new_table
+from .._tables import new_table, table_text
 from .._waiting import waiting
 from .commands import Commands, takes_network
 
@@ -104,7 +102,7 @@ def _classify(options: argparse.Namespace) -> None:
             probabilities = network(x[None]).softmax(-1)[0]
         for probability, label in zip(*probabilities.topk(min(options.top, len(names))), strict=True):
             table.add_row(str(file), names[int(label)], f"{probability:.4f}")
-    Console().print(table)
+    print(table_text(table), end="")
 
 
 def _fold(options: argparse.Namespace) -> None:

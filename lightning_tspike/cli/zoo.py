@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from .. import zoo
-from .._tables import new_table
+from .._tables import new_table, table_text
 from .._waiting import waiting
 from ..store.catalog import shipped_facts
 from .commands import Commands, completes
@@ -77,7 +75,7 @@ def _list(options: argparse.Namespace) -> None:
         accuracy = _accuracy(entry) if entry.status == "trained" else entry.status
         size = f"{entry.size / 1e6:.1f} MB" if entry.size else ""
         table.add_row(entry.name, str(entry.timesteps), accuracy, size, _latency(facts), entry.recipe)
-    Console().print(table)
+    print(table_text(table), end="")
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -294,3 +294,6 @@ def test_zoo_list(tspike: Callable[..., Any], tmp_path: Path) -> None:
     assert result.status is None
     assert "planned" in result.stdout
     assert "digits" not in result.stdout
+    whole = tspike("zoo", "list", "*fashion-mnist-fast", cwd=tmp_path).stdout.split()  # on however narrow a terminal
+    assert whole[:6] == ["name", "T", "accuracy", "size", "latency", "recipe"]
+    assert {"tspike-fashion-mnist-fast", "2", "94.18", "%", "0.5", "MB", "ms"} <= set(whole)
