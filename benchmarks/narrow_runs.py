@@ -131,6 +131,7 @@ def event_run(kind: str, seed: int, data: Sequence[str]) -> FitRun:
         data: Words ``--data...`` that say where the recordings are.
     """
     model = {name: value for name, value in KINDS[kind].items() if name != "timesteps"}
+    model["backbone_kwargs.norm_bias"] = START[kind]
     facts = _facts("nmnist", kind, seed, 4, 20)
     options = (f"--seed_everything={seed}", "--trainer.max_epochs=20")
     words = (f"--model.{name}={value}" for name, value in model.items())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from .._tables import new_table, table_text
@@ -81,6 +82,24 @@ class FoldReport:
     functions: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FoldReport:
+        """From what :meth:`to_dict` gave, and JSON may have held since.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        known = {entry.name for entry in fields(cls)}
+        try:
+            read = {name: _as_tuple(value) for name, value in values.items() if name in known}
+            read["neurons"] = tuple(
+                FoldedNeuron(**{name: _as_tuple(value) for name, value in neuron.items()}) for neuron in read["neurons"]
+            )
+            read["layers"] = tuple(LayerInput(**layer) for layer in read["layers"])
+            return cls(**read)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"is no report of a fold: {error}") from error
+
     @property
     def kept(self) -> list[str]:
         """Names of the neuron layers that keep an amplitude."""
@@ -132,6 +151,10 @@ class FoldReport:
             + (f"; never fired, so not verified: {', '.join(self.silent)}" if self.silent else "")
             + (f"; activations that are no neurons: {', '.join(self.functions)}" if self.functions else "")
         )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # JSON has lists alone
 
 
 def _range(numbers: Numbers) -> str:

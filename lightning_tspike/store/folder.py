@@ -1,7 +1,7 @@
 """A network as a folder: ``config.json`` (``manifest.py``) and weights as safetensors (``weights.py``).
 
-Beside them a model card, ``README.md``, and ``fold_report.json``, where the writer knew what folding did; nothing reads
-these two. ``unfolded/`` may hold the network before folding, as such a folder of its own: for training on.
+Beside them a model card, ``README.md``, and ``fold_report.json``, where the writer knew what folding did; loading
+reads neither. ``unfolded/`` may hold the network before folding, as such a folder of its own: for training on.
 
 Nothing in a folder is ever run: names are looked up in timm's registry, weights are safetensors, and what was changed
 after it was written is refused.

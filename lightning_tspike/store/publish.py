@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..folding import FoldError, fold
 from ..folding.report import FoldReport
 from ..network.spiking_network import SpikingNetwork
 from .catalog import find_entry
-from .folder import UNFOLDED, precisions_in, read_folder, read_manifest, read_network, write_folder
+from .folder import REPORT, UNFOLDED, precisions_in, read_folder, read_manifest, read_network, write_folder
 from .hub import Publication, upload
 from .loading import load
 from .manifest import Manifest
@@ -31,12 +32,19 @@ from .source import FolderSource, open_path, open_source
 __all__ = ["VerificationError", "prepare", "publish", "remeasure", "verify", "verify_folder"]
 
 
+LOG = "training_log.csv"
+CURVES = "training_curves.png"
+
+
 class VerificationError(RuntimeError):
     """A folder is well-formed, but what is in it does not agree; the message says where."""
 
 
 class _Networks(NamedTuple):
-    """What is to be published. ``unfolded`` and ``report`` are None where somebody else has folded it."""
+    """What is to be published; None is what nobody knows, or, for ``unfolded``, has kept.
+
+    ``before`` is what was measured of the same weights, where they have been published already.
+    """
 
     folded: SpikingNetwork
     unfolded: SpikingNetwork | None
@@ -44,6 +52,7 @@ class _Networks(NamedTuple):
     preprocessing: InputSpec | None
     label_names: Sequence[str] | None
     training_seconds: float | None = None
+    before: Results | None = None
 
 
 def publish(
@@ -69,7 +78,8 @@ def publish(
     """Fold, verify and measure a network, write the folder to be published, and publish it if told to.
 
     Args:
-        source: A checkpoint of TernarySNNModule, or a network's folder.
+        source: A checkpoint of TernarySNNModule, or a network's folder. What a folder says of training, seeds, twins
+            and speed stays, where it is not measured anew.
         repo_id: ``ORG/NAME``; where NAME is one of the zoo's entries, the card takes it and its dataset from there.
         data: LightningDataModule whose test set is measured; without it the card has no figures.
         dataset: Name of the data, for the card.
@@ -190,13 +200,14 @@ def prepare(
     if batches is not None:
         measured = remeasure(folder, batches, dataset=str(dataset), command=str(command), report=read.report)
         options["measured"] = measured
-        options["results"] = Results.of(
+        results = Results.of(
             measured,
             times=times,
             seeds=tuple(_accuracy(path, batches) for path in seeds),
             twins={kind: _accuracy(path, batches) for kind, path in (twins or {}).items()},
             training_seconds=read.training_seconds,
         )
+        options["results"] = results.or_else(read.before) if read.before else results
     elif with_unfolded:
         return folder
     write_folder(folder, read.folded, **options, unfolded=read.unfolded if with_unfolded else None)
@@ -276,18 +287,29 @@ def _read_and_fold(path: str | Path) -> _Networks:
     """Read, and fold where that is still to be done."""
     source = open_path(path)
     label_names: Sequence[str] | None
-    seconds = None
+    seconds = before = None
     if isinstance(source, FolderSource):
         network, manifest = source.read()
-        spec, label_names = manifest.preprocessing, manifest.label_names
+        spec, label_names, before = manifest.preprocessing, manifest.label_names, manifest.results
         if manifest.unfolded:
             network, _ = source.read(folded=False)
         elif not manifest.amplitudes:
-            return _Networks(network, None, None, spec, label_names)
+            return _Networks(network, None, _report_in(Path(path)), spec, label_names, before=before)
     else:
         network, spec, label_names, seconds = source.read_saved()
     folded, report = fold(network.eval())
-    return _Networks(folded, network, report, spec, label_names, seconds)
+    return _Networks(folded, network, report, spec, label_names, seconds, before)
+
+
+def _report_in(folder: Path) -> FoldReport | None:
+    """What folding did, where it was written beside the weights that it gave."""
+    file = folder / REPORT
+    if not file.is_file():
+        return None
+    try:
+        return FoldReport.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{file} {error}; remove it to publish without it") from error
 
 
 def _accuracy(path: str | os.PathLike[str], batches: Iterable[Any]) -> float:
@@ -295,15 +317,17 @@ def _accuracy(path: str | os.PathLike[str], batches: Iterable[Any]) -> float:
     return evaluate(load(Path(path)), batches, description=f"testing {Path(path).name}").accuracy
 
 
-def _of_the_run(checkpoint: Path) -> dict[str, bytes]:
-    """What goes along of the run that a checkpoint is of, where a CSVLogger has written beside it: log and curves."""
-    run = checkpoint.parent.parent
-    if checkpoint.is_dir() or not (run / "metrics.csv").is_file():
+def _of_the_run(source: Path) -> dict[str, bytes]:
+    """What goes along of the run: log and curves, where a folder has them or a CSVLogger wrote beside a checkpoint."""
+    if source.is_dir():
+        return {name: (source / name).read_bytes() for name in (LOG, CURVES) if (source / name).is_file()}
+    run = source.parent.parent
+    if not (run / "metrics.csv").is_file():
         return {}
     quantities = read_logs(run).quantities()
     shown = {name: quantities[name] for name in ["loss", "acc1"] if name in quantities}
-    curves = {"training_curves.png": png(plot_curves(shown))} if shown else {}
-    return {"training_log.csv": _training_log(run), **curves}
+    curves = {CURVES: png(plot_curves(shown))} if shown else {}
+    return {LOG: _training_log(run), **curves}
 
 
 def _training_log(run: Path) -> bytes:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,15 @@ class Results:
             dict(twins or {}),
             training_seconds,
         )
+
+    def or_else(self, before: Results) -> Results:
+        """With what ``before`` knows of the same weights beyond it: speed, training, on the same data seeds, twins."""
+        kept = ["milliseconds", "timed"] if not self.milliseconds else []
+        if before.dataset == self.dataset:
+            kept += [name for name in ("seeds", "twins") if not getattr(self, name)]
+        if self.training_seconds is None:
+            kept.append("training_seconds")
+        return replace(self, **{name: getattr(before, name) for name in kept})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Results:

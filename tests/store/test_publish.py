@@ -116,7 +116,7 @@ def test_only_some_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "int8 weights are those rounded",
     ]
     card = (tmp_path / "out/README.md").read_text()
-    assert "| `int8` | 98.89 % |" in card
+    assert "| `int8` | 99.72 % |" in card
     assert "bfloat16" not in card
     assert "unfolded" not in card
     with pytest.raises(ValueError, match=r"precisions must be some of \['float32', .*\], got \['int4'\]"):
@@ -149,6 +149,9 @@ def test_what_was_measured_is_in_the_configuration(tmp_path: Path, monkeypatch: 
     assert f"| other seeds | {100 * results.seeds[0]:.2f} % |" in card
     assert "@inproceedings{guo2024ternary," in card
     assert "| training took |" in card
+    again = ["zoo", "publish", "out", "tester/net", "--recipe", "digits", "--folder", "again"]
+    run(*again, "--precisions", "float32", "--folded-only")
+    assert read_manifest("again").results == results  # what was measured of these weights goes along
     with pytest.raises(SystemExit) as caught:
         run(*words, "--twin", "ann")
     assert caught.value.code == 2
@@ -208,7 +211,15 @@ def test_what_goes_along_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with Image.open(written / "training_curves.png") as picture:
         assert picture.size[0] > 300
     assert "![loss and accuracy over the steps](training_curves.png)" in (written / "README.md").read_text()
-    assert not prepare(written, tmp_path / "again").joinpath("training_curves.png").exists()  # of no run
+    again = prepare(prepare(written, tmp_path / "folded", with_unfolded=False), tmp_path / "again")
+    for name in ("training_log.csv", "training_curves.png", "fold_report.json"):  # it goes along from folder to folder
+        assert (again / name).read_bytes() == (written / name).read_bytes()
+    assert "7 of 7 amplitudes folded" in (again / "README.md").read_text()
+    (again / "fold_report.json").write_text('{"neurons": [{}]}')
+    with pytest.raises(
+        ValueError, match=r"again/fold_report.json is no report of a fold.*remove it to publish without"
+    ):
+        prepare(again, tmp_path / "once more")
 
 
 def test_the_ann_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
