@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,10 @@ def _info(options: argparse.Namespace) -> None:
         **_results(shipped_facts(entry).get("results") or {}),
         "measured by": entry.measured_by,
     }
-    for name, value in rows.items():
-        if value is not None:
-            print(f"{name + ':':<20} {value}")
+    known = {f"{name}:": value for name, value in rows.items() if value is not None}
+    width = max(map(len, known))
+    for name, value in known.items():
+        print(f"{name:<{width}} {value}")
 
 
 def _results(results: Mapping[str, Any]) -> dict[str, str]:
@@ -109,14 +111,24 @@ def _results(results: Mapping[str, Any]) -> dict[str, str]:
     return {
         **{f"top-5, {precision}": f"{share:.4f}" for precision, share in results["top5"].items()},
         **{f"{kind}, same recipe": f"{accuracy:.4f}" for kind, accuracy in results["twins"].items()},
-        **({"other seeds": ", ".join(f"{accuracy:.4f}" for accuracy in results["seeds"])} if results["seeds"] else {}),
+        **_seeds(results),
         "multiply-accumulates": f"{results['macs']:,.0f} per sample",
         "synaptic operations": f"{results['synops']:,.0f} per sample",
         "energy": f"{results['microjoules']:.1f} uJ per sample (horowitz)",
         **{runtime: f"{time:.3g} ms" for runtime, time in results["milliseconds"].items()},
         **({"timed": results["timed"]} if results["timed"] else {}),
-        **({"training": f"{seconds / 60:.0f} minutes"} if seconds is not None else {}),
+        **({"training": f"{seconds / 60:.1f} minutes"} if seconds is not None else {}),
         "cite": "Guo et al., Ternary Spike, AAAI 2024, arXiv 2312.06372; BibTeX is in the card",
+    }
+
+
+def _seeds(results: Mapping[str, Any]) -> dict[str, str]:
+    if not results["seeds"]:
+        return {}
+    every = next(iter(results["top1"].values())), *results["seeds"]
+    return {
+        "other seeds": ", ".join(f"{accuracy:.4f}" for accuracy in results["seeds"]),
+        "over all seeds": f"{statistics.fmean(every):.4f} ± {statistics.stdev(every):.4f}",
     }
 
 

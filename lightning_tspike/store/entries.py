@@ -74,7 +74,8 @@ ENTRIES = (
         sha256="8aa061085291cd9a337b368e6dbf5ef88cb75585edbdf94000989185fb886b73",
         size=319_196,
         metrics={"test/acc1": 0.9086, "test/acc1/bfloat16": 0.9105, "test/acc1/int8": 0.9099},
-        measured_by="tspike zoo verify tspike-fashion-mnist --recipe fashion_mnist --data.root=PATH --data.num_workers=0",
+        measured_by="tspike zoo verify tspike-fashion-mnist --recipe fashion_mnist --data.root=PATH "
+        "--data.num_workers=0",
     ),
     ZooEntry(
         name="tspike-fashion-mnist-fast",

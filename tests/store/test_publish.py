@@ -147,6 +147,7 @@ def test_what_was_measured_is_in_the_configuration(tmp_path: Path, monkeypatch: 
     card = Path("out/README.md").read_text()
     assert f"| ANN | {100 * results.twins['ANN']:.2f} % |" in card
     assert f"| other seeds | {100 * results.seeds[0]:.2f} % |" in card
+    assert "| over all seeds | " in card
     assert "@inproceedings{guo2024ternary," in card
     assert "| training took |" in card
     again = ["zoo", "publish", "out", "tester/net", "--recipe", "digits", "--folder", "again"]
