@@ -181,7 +181,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert zoo.info("tspike-digits").sha256 in printed
     assert "read by default" not in printed  # as everywhere: the most precise
     run("zoo", "info", "tspike-cifar10-fast")
-    assert "read by default:     int8" in capsys.readouterr().out
+    assert "read by default:      int8" in capsys.readouterr().out
     run("zoo", "load", "tspike-digits")
     assert "tspike_resnet_small, T = 4, 10 classes" in capsys.readouterr().out
     run("zoo", "card", "tspike-digits")
