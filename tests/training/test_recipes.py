@@ -63,7 +63,7 @@ def test_tiny_imagenet(tspike: Callable[..., Any], tiny_imagenet: Path) -> None:
 
 
 def test_nmnist(tspike: Callable[..., Any], nmnist: Path) -> None:
-    fit(tspike, "nmnist", nmnist, "--model.backbone_kwargs={layers: [1, 1], widths: [4, 8]}")
+    fit(tspike, "nmnist", nmnist, "--model.backbone_kwargs={layers: [2, 2], widths: [4, 8]}")
 
 
 def test_check_of_good_data(tspike: Callable[..., Any], nmnist: Path) -> None:
