@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from .. import zoo
 from .._tables import new_table, table_text
 from .._waiting import waiting
-from ..store.catalog import shipped_facts
+from ..store.catalog import over_seeds, shipped_facts
 from .commands import Commands, completes
 from .data import recipe_changes, recipe_data
 
@@ -123,12 +122,11 @@ def _results(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _seeds(results: Mapping[str, Any]) -> dict[str, str]:
-    if not results["seeds"]:
+    if (over_all := over_seeds(results)) is None:
         return {}
-    every = next(iter(results["top1"].values())), *results["seeds"]
     return {
         "other seeds": ", ".join(f"{accuracy:.4f}" for accuracy in results["seeds"]),
-        "over all seeds": f"{statistics.fmean(every):.4f} ± {statistics.stdev(every):.4f}",
+        "over all seeds": f"{over_all[0]:.4f} ± {over_all[1]:.4f}",
     }
 
 

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..analysis.measure import Measured
 from ..folding.report import FoldReport
 from ..network.spiking_network import SpikingNetwork
+from .catalog import over_seeds
 from .manifest import Manifest
 
 __all__ = ["model_card"]
@@ -81,6 +82,7 @@ def model_card(
         fold=str(report) if report is not None else None,
         measured=measured,
         results=manifest.results,
+        over_seeds=over_seeds(manifest.results.to_dict()) if manifest.results else None,
         recipe=recipe,
     )
     return str(card)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
+import statistics
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +15,8 @@ from . import entries
 from .entries import ZooEntry
 
 __all__ = [
-    "ZooError", "find_entry", "info", "list_entries", "recipe_files", "recipe_path", "shipped_facts", "shipped_weights",
+    "ZooError", "find_entry", "info", "list_entries", "over_seeds", "recipe_files", "recipe_path", "shipped_facts",
+    "shipped_weights",
 ]  # fmt: skip
 
 
@@ -87,6 +90,15 @@ def shipped_facts(entry: ZooEntry) -> dict[str, Any]:
     """
     folder = shipped_weights(entry)
     return {} if folder is None else json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def over_seeds(results: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Mean and standard deviation of the top-1 accuracies over all seeds, of ``"results"`` in ``config.json``.
+
+    In the most precise weights, as the other seeds are measured; None where there is but one.
+    """
+    every = (next(iter(results["top1"].values())), *results["seeds"])
+    return (statistics.fmean(every), statistics.stdev(every)) if len(every) > 1 else None
 
 
 def _names() -> dict[str, ZooEntry]:

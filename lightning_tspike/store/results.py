@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -79,12 +78,6 @@ class Results:
             dict(twins or {}),
             training_seconds,
         )
-
-    @property
-    def mean_and_deviation(self) -> tuple[float, float] | None:
-        """Of the top-1 accuracies over all seeds, in the most precise weights; None where there is but one."""
-        every = (next(iter(self.top1.values())), *self.seeds)
-        return (statistics.fmean(every), statistics.stdev(every)) if len(every) > 1 else None
 
     def or_else(self, before: Results) -> Results:
         """With what ``before`` knows of the same weights beyond it: speed, training, on the same data seeds, twins."""
