@@ -159,6 +159,8 @@ def _work(strategy: str, features: Sequence[str], images: Path, folder: Path) ->
         if rank == 0:
             place.mkdir(parents=True, exist_ok=True)
             torch.save({"weights": weights, "said": said}, place / "result.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _disagreement(weights: dict[str, Tensor]) -> str:

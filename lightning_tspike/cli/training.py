@@ -209,6 +209,7 @@ class TrainingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Test the best checkpoint and its folded copy, write what the run came to, and the report."""
+        _leave_process_group()  # now, as the processes are in step: the first one has more to do than the others
         trainer: Any = self.trainer
         if not trainer.is_global_zero:
             return
@@ -342,6 +343,13 @@ def options_of_commands() -> dict[str, list[str]]:
     }
 
 
+def _leave_process_group() -> None:
+    """End torch's communication: threads of it that are left to the interpreter's end at times abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def run_training_cli(words: Sequence[str]) -> None:
     """Run a training command, e.g. ``["fit", "--config", "digits.yaml"]``."""
     TrainingCLI(words)
+    _leave_process_group()

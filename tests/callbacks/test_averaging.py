@@ -195,6 +195,7 @@ def test_processes_agree_on_the_statistics(tmp_path: Path) -> None:
             )
             trainer.fit(module, DigitsDataModule(batch_size=16))
             torch.save(module.network.state_dict(), f"{{trainer.global_rank}}.pt")
+            torch.distributed.destroy_process_group()
         """)
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -298,6 +298,7 @@ def test_two_processes(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(f"""
         import lightning as L
+        import torch
         from lightning.pytorch.callbacks import ModelCheckpoint
         from lightning.pytorch.loggers import CSVLogger
         from lightning_tspike import TernarySNNModule
@@ -318,6 +319,7 @@ def test_two_processes(tmp_path: Path) -> None:
                 callbacks=[keep, BestCheckpoint(), LastCheckpoint(), *watching], plugins=[AtomicCheckpointIO()],
             )
             trainer.fit(TernarySNNModule(**{TINY!r}), DigitsDataModule())
+            torch.distributed.destroy_process_group()
         """)
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

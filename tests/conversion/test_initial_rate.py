@@ -168,6 +168,7 @@ def test_all_processes_start_at_the_same_thresholds(tmp_path: Path) -> None:
             )
             trainer.fit(module, DigitsDataModule())
             torch.save([n.threshold for n in module.network.neurons().values()], f"rank{{trainer.global_rank}}.pt")
+            torch.distributed.destroy_process_group()
         """)
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -136,6 +136,7 @@ def test_all_processes_start_alike(tmp_path: Path, weights: Path) -> None:
             trainer.fit(module, DigitsDataModule())
             images = next(iter(trainer.train_dataloader))[0]
             torch.save((dict(module.named_parameters()), images), f"rank{{trainer.global_rank}}.pt")
+            torch.distributed.destroy_process_group()
         """)
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -146,6 +146,7 @@ def test_two_processes_see_each_sample_once(tmp_path: Path) -> None:
         textwrap.dedent("""
         import json
         import lightning as L
+        import torch
         from lightning_tspike import TernarySNNModule
         from lightning_tspike.data import ImageDataModule
 
@@ -181,6 +182,7 @@ def test_two_processes_see_each_sample_once(tmp_path: Path) -> None:
             trainer.test(module, data)
             with open(f"seen{trainer.global_rank}.json", "w") as file:
                 json.dump(record.seen, file)
+            torch.distributed.destroy_process_group()
         """)
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

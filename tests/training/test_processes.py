@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ TRAIN = textwrap.dedent("""
         Path(out).mkdir(exist_ok=True)
         torch.save(module.state_dict(), Path(out) / "weights.pt")
         (Path(out) / "said.json").write_text(json.dumps({"losses": record.losses, **metrics, **tested}))
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 """)
 
 
@@ -107,6 +110,16 @@ def test_as_one_process(tmp_path: Path, precision: str, tolerance: float, number
         assert they_said["losses"] == pytest.approx(said["losses"], rel=tolerance)
         for name in ("train/acc1", "val/acc1", "val/loss", "test/acc1", "test/loss"):
             assert they_said[name] == pytest.approx(said[name], rel=max(tolerance, 1e-6)), name
+
+
+@pytest.mark.usefixtures("one_process_group")
+def test_fit_ends_the_communication(tspike: Callable[..., Any]) -> None:
+    """Threads of it that run until the interpreter's end can abort a process that has done its work."""
+    words = "--model.timesteps=1 --trainer.max_epochs=1 --trainer.limit_test_batches=0 --trainer.accelerator=cpu"
+    result = tspike("fit", "--config=digits", *words.split(), "--trainer.devices=1", "--trainer.strategy=ddp")
+    assert result.status is None, result.stderr
+    assert "MEMBER: 1/1" in result.stderr
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.slow

@@ -325,6 +325,8 @@ def test_two_processes_are_one_with_both_batches(tmp_path: Path) -> None:
             trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size=8 // devices))
             if trainer.is_global_zero:
                 torch.save((seen, module.state_dict()), f"{devices}.pt")
+            if devices > 1:
+                torch.distributed.destroy_process_group()
         """)
     )
 
