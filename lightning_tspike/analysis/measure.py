@@ -19,7 +19,9 @@ from .evaluation import evaluate
 from .figures import plot_firing_rates, plot_neuron_amplitudes
 from .spikes import FiringRate
 
-__all__ = ["Measured", "measure", "png"]
+__all__ = ["PICTURES", "Measured", "measure", "png"]
+
+_RATES, _AMPLITUDES = PICTURES = ("firing_rates.png", "amplitudes.png")
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ def measure(
     # pools that sum spikes, as hardware would: an average of spikes is no whole number
     summed, _ = fold(network, images[:8].double().cpu(), integer_pools=True)
     rates = {name: (rate.positive, rate.negative) for name, rate in best.firing_rates.items()}
-    pictures = {"firing_rates.png": png(plot_firing_rates(rates))} if rates else {}
+    pictures = {_RATES: png(plot_firing_rates(rates))} if rates else {}
     if report is not None and report.neurons:
-        pictures["amplitudes.png"] = png(plot_neuron_amplitudes({n.name: n.amplitude for n in report.neurons}))
+        pictures[_AMPLITUDES] = png(plot_neuron_amplitudes({n.name: n.amplitude for n in report.neurons}))
     return Measured(
         dataset,
         len(best.decisions),

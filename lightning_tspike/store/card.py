@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..analysis.measure import Measured
+from ..analysis.energy import EnergyReport
 from ..folding.report import FoldReport
 from ..network.spiking_network import SpikingNetwork
 from .catalog import over_seeds
@@ -25,7 +25,7 @@ def model_card(
     manifest: Manifest,
     *,
     report: FoldReport | None = None,
-    measured: Measured | None = None,
+    energy: EnergyReport | None = None,
     name: str | None = None,
     files: Sequence[str] = (),
     license: str | None = None,
@@ -35,9 +35,9 @@ def model_card(
 
     Args:
         network: With a ``config``.
-        manifest: Contents of ``config.json``.
+        manifest: Contents of ``config.json``. Without results in it the card says that nothing was measured.
         report: What folding did.
-        measured: What was measured; without it the card says that nothing was.
+        energy: Operations and energy in detail, where there is more than the results have.
         name: What ``zoo.load`` will find it by.
         files: What else is in the folder.
         license: Of the weights, as the Hub calls it.
@@ -45,19 +45,19 @@ def model_card(
     """
     shape: Any = network.config
     spec = manifest.preprocessing
-    results = None
-    if measured is not None:
-        results = [
+    results, evaluated = manifest.results, None
+    if results is not None:
+        evaluated = [
             EvalResult(
                 task_type="image-classification",
-                dataset_type=re.sub("[^a-z0-9]+", "-", measured.dataset.partition("(")[0].lower()).strip("-"),
-                dataset_name=measured.dataset,
+                dataset_type=re.sub("[^a-z0-9]+", "-", results.dataset.partition("(")[0].lower()).strip("-"),
+                dataset_name=results.dataset,
                 dataset_split="test",
                 metric_type="accuracy",
                 metric_name=f"top-1 accuracy, {precision} weights",
                 metric_value=round(accuracy, 6),
             )
-            for precision, accuracy in measured.accuracies.items()
+            for precision, accuracy in results.top1.items()
         ]
     neurons = list(network.neurons().values())
     data = ModelCardData(
@@ -66,7 +66,7 @@ def model_card(
         pipeline_tag="image-classification",
         tags=["spiking-neural-network", "ternary-spike"] if neurons else None,
         model_name=(name or shape.backbone).rpartition("/")[2],
-        eval_results=results,
+        eval_results=evaluated,
     )
     card = ModelCard.from_template(
         data,
@@ -80,9 +80,9 @@ def model_card(
         source=name or "PATH_OF_THIS_FOLDER",
         files=files,
         fold=str(report) if report is not None else None,
-        measured=measured,
-        results=manifest.results,
-        over_seeds=over_seeds(manifest.results.to_dict()) if manifest.results else None,
+        energy=energy,
+        results=results,
+        over_seeds=over_seeds(results.to_dict()) if results else None,
         recipe=recipe,
     )
     return str(card)

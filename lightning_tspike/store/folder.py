@@ -21,7 +21,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..analysis.measure import Measured
 from ..files.atomic import replace_folder
 from ..files.bounds import check_label_names
 from ..files.input_spec import InputSpec
@@ -72,7 +71,6 @@ def write_folder(
     report: FoldReport | None = None,
     precisions: Iterable[Precision] = ("float32",),
     unfolded: SpikingNetwork | None = None,
-    measured: Measured | None = None,
     results: Results | None = None,
     files: Mapping[str, bytes] | None = None,
     **card: Any,
@@ -88,8 +86,7 @@ def write_folder(
         report: What folding did, from :func:`lightning_tspike.fold`.
         precisions: At which precisions the weights are written, see ``weights.py``.
         unfolded: The network before folding, to go into ``unfolded/``.
-        measured: What was measured of the network, for the card.
-        results: The same and what was measured beside it, for ``config.json`` and the card.
+        results: What was measured, for ``config.json`` and the card.
         files: What else is to be in the folder, by name: pictures, a training log.
         card: What else the card says, see :func:`lightning_tspike.store.card.model_card`.
 
@@ -131,9 +128,9 @@ def write_folder(
         manifest = _fill(scratch, network, precisions, inner, facts | {"results": results})
         if report is not None:
             (scratch / REPORT).write_text(json.dumps(report.to_dict(), indent=2) + "\n")
-        text = model_card(network, manifest, report=report, measured=measured, files=list(files or ()), **card)
+        text = model_card(network, manifest, report=report, files=list(files or ()), **card)
         (scratch / CARD).write_text(text, encoding="utf-8")
-        for name, content in {**(measured.pictures if measured else {}), **(files or {})}.items():
+        for name, content in (files or {}).items():
             (scratch / name).write_bytes(content)
         replace_folder(scratch, path)
     except SafetensorError as error:

@@ -14,7 +14,7 @@ import torch
 
 from ..analysis.evaluation import evaluate
 from ..analysis.figures import plot_curves
-from ..analysis.measure import Measured, measure, png
+from ..analysis.measure import PICTURES, Measured, measure, png
 from ..analysis.run_logs import read_logs
 from ..files.input_spec import InputSpec
 from ..files.weights import PRECISIONS, Precision, decode, encode
@@ -43,7 +43,7 @@ class VerificationError(RuntimeError):
 class _Networks(NamedTuple):
     """What is to be published; None is what nobody knows, or, for ``unfolded``, has kept.
 
-    ``before`` is what was measured of the same weights, where they have been published already.
+    ``before`` is what the source says of itself, where it is a folder.
     """
 
     folded: SpikingNetwork
@@ -52,7 +52,7 @@ class _Networks(NamedTuple):
     preprocessing: InputSpec | None
     label_names: Sequence[str] | None
     training_seconds: float | None = None
-    before: Results | None = None
+    before: Manifest | None = None
 
 
 def publish(
@@ -81,7 +81,8 @@ def publish(
         source: A checkpoint of TernarySNNModule, or a network's folder. What a folder says of training, seeds, twins
             and speed stays, where it is not measured anew.
         repo_id: ``ORG/NAME``; where NAME is one of the zoo's entries, the card takes it and its dataset from there.
-        data: LightningDataModule whose test set is measured; without it the card has no figures.
+        data: LightningDataModule whose test set is measured; without it the card has the figures that a source with
+            the same weights has, or none.
         dataset: Name of the data, for the card.
         command: What measures it again, for the card; default is ``tspike zoo verify`` with the recipe.
         recipe: Name of the recipe that trained it.
@@ -162,7 +163,8 @@ def prepare(
     Args:
         source: A checkpoint of TernarySNNModule, or a network's folder.
         folder: Where to write it. A network's folder that is there already is replaced.
-        batches: The test set, see :mod:`lightning_tspike.analysis.measure`; without it the card has no figures.
+        batches: The test set, see :mod:`lightning_tspike.analysis.measure`; without it the figures are those that the
+            source has of the same weights, or there are none.
         dataset: Its name.
         command: What measures it again.
         label_names: Of the classes, where the source does not say.
@@ -194,12 +196,15 @@ def prepare(
         "files": _of_the_run(Path(source)),
         **card,
     }
+    pictures = _files_in(Path(source), *PICTURES)  # now: the source may be the folder that is written
     # whole, whatever of it is published, so that all of it can be compared
     folder = write_folder(folder, read.folded, **options, unfolded=read.unfolded)
     verify_folder(folder, read_manifest(folder))
+    known = read.before.results if read.before else None
     if batches is not None:
         measured = remeasure(folder, batches, dataset=str(dataset), command=str(command), report=read.report)
-        options["measured"] = measured
+        options["energy"] = measured.energy
+        options["files"] |= measured.pictures
         results = Results.of(
             measured,
             times=times,
@@ -207,7 +212,12 @@ def prepare(
             twins={kind: _accuracy(path, batches) for kind, path in (twins or {}).items()},
             training_seconds=read.training_seconds,
         )
-        options["results"] = results.or_else(read.before) if read.before else results
+        options["results"] = results.or_else(known) if known else results
+    elif known and read.before:
+        same = [p for p, file in read_manifest(folder).weights.items() if read.before.weights.get(p) == file]
+        if left := known.of_precisions(same):
+            options["results"] = left
+            options["files"] |= pictures
     elif with_unfolded:
         return folder
     write_folder(folder, read.folded, **options, unfolded=read.unfolded if with_unfolded else None)
@@ -290,7 +300,7 @@ def _read_and_fold(path: str | Path) -> _Networks:
     seconds = before = None
     if isinstance(source, FolderSource):
         network, manifest = source.read()
-        spec, label_names, before = manifest.preprocessing, manifest.label_names, manifest.results
+        spec, label_names, before = manifest.preprocessing, manifest.label_names, manifest
         if manifest.unfolded:
             network, _ = source.read(folded=False)
         elif not manifest.amplitudes:
@@ -320,7 +330,7 @@ def _accuracy(path: str | os.PathLike[str], batches: Iterable[Any]) -> float:
 def _of_the_run(source: Path) -> dict[str, bytes]:
     """What goes along of the run: log and curves, where a folder has them or a CSVLogger wrote beside a checkpoint."""
     if source.is_dir():
-        return {name: (source / name).read_bytes() for name in (LOG, CURVES) if (source / name).is_file()}
+        return _files_in(source, LOG, CURVES)
     run = source.parent.parent
     if not (run / "metrics.csv").is_file():
         return {}
@@ -328,6 +338,11 @@ def _of_the_run(source: Path) -> dict[str, bytes]:
     shown = {name: quantities[name] for name in ["loss", "acc1"] if name in quantities}
     curves = {CURVES: png(plot_curves(shown))} if shown else {}
     return {LOG: _training_log(run), **curves}
+
+
+def _files_in(folder: Path, *names: str) -> dict[str, bytes]:
+    """Those of the files that are there."""
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 def _training_log(run: Path) -> bytes:

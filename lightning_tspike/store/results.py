@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,11 @@ class Results:
         if self.training_seconds is None:
             kept.append("training_seconds")
         return replace(self, **{name: getattr(before, name) for name in kept})
+
+    def of_precisions(self, precisions: Collection[Precision]) -> Results | None:
+        """What is left of it where only the weights at some precisions are those that were measured."""
+        top1, top5 = ({p: share for p, share in shares.items() if p in precisions} for shares in (self.top1, self.top5))
+        return replace(self, top1=top1, top5=top5) if top1 else None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Results:

@@ -19,7 +19,8 @@ from lightning_tspike.analysis.evaluation import evaluate
 from lightning_tspike.cli.main import main
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.files.weights import FILES, file_facts
-from lightning_tspike.store.folder import FolderError, read_folder, read_manifest
+from lightning_tspike.network import SpikingNetwork
+from lightning_tspike.store.folder import FolderError, read_folder, read_manifest, write_folder
 from lightning_tspike.store.manifest import seal
 from lightning_tspike.store.publish import VerificationError, prepare, verify
 
@@ -99,9 +100,26 @@ def test_card(tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in written.iterdir() if path.is_file()}
     zoo.publish(ENTRY, "tester/my-digits", data=data, recipe="digits", folder=written, license="mit")
     assert {path.name: path.read_bytes() for path in written.iterdir() if path.is_file()} == before
-    plain = prepare(ENTRY, tmp_path / "plain")
-    assert "Not measured here" in (plain / "README.md").read_text()
-    assert ModelCard.load(plain / "README.md").data.eval_results is None
+
+
+def test_figures_go_along_with_the_weights(tmp_path: Path, lively: Callable[..., SpikingNetwork]) -> None:
+    """Of a folder that was measured, without data: those of the weights that are the same again."""
+    known = read_manifest(ENTRY).results
+    assert known is not None
+    again = prepare(ENTRY, tmp_path / "again")
+    assert read_manifest(again).results == known
+    card = ModelCard.load(again / "README.md")
+    assert len(card.data.eval_results) == len(known.top1) == 3
+    assert f"| ANN | {100 * known.twins['ANN']:.2f} % |" in card.text
+    assert f"{known.synops:,.0f} synaptic operations" in card.text
+    assert (again / "firing_rates.png").read_bytes() == (ENTRY / "firing_rates.png").read_bytes()
+    change(again, nudge, "unfolded/model.safetensors")
+    other = prepare(again, again)
+    assert read_manifest(other).results is None
+    assert "Not measured here" in (other / "README.md").read_text()
+    assert not (other / "firing_rates.png").exists()
+    write_folder(tmp_path / "new", lively("tspike_resnet_small", num_classes=3).float(), precisions=["int8"])
+    assert ModelCard.load(prepare(tmp_path / "new", tmp_path / "new") / "README.md").data.eval_results is None
 
 
 def test_only_some_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
