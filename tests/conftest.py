@@ -28,7 +28,8 @@ from torch import nn
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks/, which is no part of the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks/ and what tests share
+pytest.register_assert_rewrite("tests.folding.check_fold")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-import struct
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lightning_tspike import TernarySNNModule
 from lightning_tspike._calls import running
-from lightning_tspike.analysis import write_report
-from lightning_tspike.analysis.energy import measure_energy
 from lightning_tspike.analysis.run_logs import read_logs
 from lightning_tspike.callbacks import (
-    REPORT_SECTIONS,
     AmplitudeLogger,
     EnergyMonitor,
     FiringRateMonitor,
@@ -38,73 +30,17 @@ from lightning_tspike.callbacks import (
 from lightning_tspike.callbacks.amplitude import AMPLITUDES
 from lightning_tspike.callbacks.firing_rate import FIRING_RATES
 from lightning_tspike.data import DigitsDataModule
-from lightning_tspike.folding import fold
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, ternarize
-
-TINY = {
-    "backbone": "tspike_resnet_small",
-    "num_classes": 10,
-    "in_chans": 1,
-    "timesteps": 2,
-    "backbone_kwargs": {"layers": [1, 1], "widths": [4, 8]},
-}
-
-
-def fit(
-    folder: Path, callbacks: list[L.Callback], *, module: L.LightningModule | None = None, **options: object
-) -> tuple[L.Trainer, L.LightningModule]:
-    L.seed_everything(3, verbose=False)
-    module = module or TernarySNNModule(**TINY)
-    defaults = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 2,
-                "limit_train_batches": 5, "limit_val_batches": 1, "logger": False}  # fmt: skip
-    trainer = L.Trainer(default_root_dir=folder, callbacks=callbacks, **defaults | options)
-    trainer.fit(module, DigitsDataModule(batch_size=32))
-    return trainer, module
-
-
-def csv_rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "csv" / "version_0" / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
+from tests.callbacks.short_fit import TINY, Recorder, csv_rows, fit, loggers
 
 
 def events(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder / "tb" / "version_0"), size_guidance={"histograms": 0, "scalars": 0}).Reload()
 
 
-def loggers(folder: Path) -> list[CSVLogger | TensorBoardLogger]:
-    return [CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tb")]
-
-
-class _Recorder(L.Callback):
-    """What the logs are compared with: amplitudes after each step, membrane potentials during each step."""
-
-    def __init__(self) -> None:
-        self.amplitudes: dict[int, dict[str, float]] = {}
-        self.membranes: dict[int, dict[str, torch.Tensor]] = {}
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: TernarySNNModule, *_: object) -> None:
-        step, self.handles = trainer.global_step, []
-        for name, neuron in pl_module.network.neurons().items():
-
-            def keep(module, args, _out, name=name):  # noqa: ANN001, ANN202
-                u = module.membrane_potential(args[0].detach()) / module.threshold.detach()
-                self.membranes.setdefault(step, {})[name] = u
-
-            self.handles.append(neuron.register_forward_hook(keep))
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: TernarySNNModule, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-        self.amplitudes[trainer.global_step] = {
-            name: neuron.amplitude.item()
-            for name, neuron in pl_module.network.neurons().items()
-            if neuron.raw_amplitude is not None
-        }
-
-
 def test_amplitudes_in_csv_and_tensorboard(tmp_path: Path) -> None:
-    recorder = _Recorder()
+    recorder = Recorder()
     fit(tmp_path, [recorder, AmplitudeLogger(every_n_steps=2)], logger=loggers(tmp_path))
     names = list(recorder.amplitudes[2])
     rows = {int(row["step"]): row for row in csv_rows(tmp_path) if row.get("amplitude/act1")}
@@ -134,7 +70,7 @@ def test_amplitudes_per_channel(tmp_path: Path) -> None:
 def test_membrane_shares_of_other_neurons(tmp_path: Path) -> None:
     """Binary neurons fire above the threshold alone; the arctan surrogate is 0 nowhere."""
     module = TernarySNNModule(**TINY, neuron="binary_lif", surrogate="arctan", learn_threshold=True)
-    recorder = _Recorder()
+    recorder = Recorder()
     fit(tmp_path, [recorder, MembraneHistogram(every_n_steps=4)], module=module, logger=loggers(tmp_path))
     rows = {int(row["step"]): row for row in csv_rows(tmp_path) if row.get("membrane/act1/fires")}
     for step, row in rows.items():
@@ -156,7 +92,7 @@ def test_membrane_histograms_of_several_levels() -> None:
 
 
 def test_membrane_histograms_equal_those_by_hand(tmp_path: Path) -> None:
-    recorder = _Recorder()
+    recorder = Recorder()
     fit(tmp_path, [recorder, MembraneHistogram(every_n_steps=4, bins=48, span=6)], logger=loggers(tmp_path))
     rows = {int(row["step"]): row for row in csv_rows(tmp_path) if row.get("membrane/act1/fires")}
     assert sorted(rows) == [0, 4, 8]
@@ -307,58 +243,6 @@ def test_firing_rates_and_entropy_equal_those_by_hand(tmp_path: Path) -> None:
             assert float(row[f"entropy/{name}/unsigned"]) == pytest.approx(-(p * np.log2(p)).sum())
 
 
-def test_energy_is_that_of_the_folded_network_on_validation_images(tmp_path: Path) -> None:
-    monitor = EnergyMonitor(every_n_epochs=2, images=20, ac_picojoules=0.5)
-    _, module = fit(tmp_path, [monitor], logger=loggers(tmp_path), max_epochs=3)
-    rows = [row for row in csv_rows(tmp_path) if row.get("energy/synops")]
-    assert [int(row["step"]) for row in rows] == [10, 15]  # after the second epoch, and at the end
-    data = DigitsDataModule(batch_size=32)
-    data.setup("fit")
-    images = next(iter(data.val_dataloader()))[0][:20]
-    report = measure_energy(fold(module.network, integer_pools=True)[0], images, ac_picojoules=0.5)
-    assert float(rows[-1]["energy/synops"]) == pytest.approx(report.synops)
-    assert float(rows[-1]["energy/macs"]) == pytest.approx(report.macs)
-    assert float(rows[-1]["energy/microjoules"]) == pytest.approx(report.total_picojoules / 1e6)
-    assert float(rows[-1]["energy/ann_microjoules"]) == pytest.approx(report.ann_picojoules / 1e6)
-    assert float(rows[-1]["energy/ratio"]) == pytest.approx(report.total_picojoules / report.ann_picojoules)
-    written = json.loads((tmp_path / "csv" / "version_0" / "energy.json").read_text())
-    assert written["layers"] == json.loads(json.dumps(report.to_dict()))["layers"]
-
-
-def test_energy_by_the_papers_accounting(tmp_path: Path) -> None:
-    fit(tmp_path, [EnergyMonitor(accounting="paper")], logger=loggers(tmp_path))
-    (row,) = (row for row in csv_rows(tmp_path) if row.get("energy/synops"))
-    macs, synops, signs = (float(row[f"energy/{name}"]) for name in ("macs", "synops", "signs"))
-    assert signs > 0
-    assert float(row["energy/microjoules"]) == pytest.approx((25 * macs + 0.077 * synops + 3.7 * signs) / 1e6)
-    run = tmp_path / "csv" / "version_0"
-    assert json.loads((run / "energy.json").read_text())["accounting"] == "paper"
-    page = write_report(run, sections=REPORT_SECTIONS).read_text()
-    assert "accounting paper: 25.0 pJ per MAC, 0.077 pJ per accumulate, 3.7 pJ per sign" in page
-    assert f"neurons: {signs:,.0f} signs" in page
-
-
-@pytest.mark.parametrize(
-    ("accounting", "name"), [("paper", "paper"), ("{ac_picojoules: 0.5, sign_picojoules: 0.1}", "own")]
-)
-def test_accounting_in_a_recipe(tmp_path: Path, accounting: str, name: str) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "callback:\n  class_path: lightning_tspike.callbacks.EnergyMonitor\n"
-        f"  init_args: {{accounting: {accounting}}}\n"
-    )
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--callback", type=L.Callback)
-    parser.add_argument("--config", action="config")
-    monitor = parser.instantiate_classes(parser.parse_args(["--config", str(recipe)])).callback
-    assert monitor.accounting.name == name
-
-
-def test_energy_without_validation_takes_training_images(tmp_path: Path) -> None:
-    fit(tmp_path, [EnergyMonitor()], logger=loggers(tmp_path), limit_val_batches=0)
-    assert [row["step"] for row in csv_rows(tmp_path) if row.get("energy/synops")] == ["10"]
-
-
 def test_what_else_is_learned_and_gradient_norms(tmp_path: Path) -> None:
     """Cancelled amplitudes are logged apart; decay, threshold and the norm of each amplitude's gradient as well."""
 
@@ -389,76 +273,6 @@ def test_what_else_is_learned_and_gradient_norms(tmp_path: Path) -> None:
     assert [image.step for image in images] == [10]
     with Image.open(tmp_path / "csv" / "version_0" / "amplitudes.png") as picture:
         assert len(picture.convert("RGB").getcolors(10**6)) > 100  # drawn, not blank
-
-
-def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read back from the run's own file, as `wandb sync` would."""
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    recorder = _Recorder()
-    logger = WandbLogger(name="digits", save_dir=tmp_path, offline=True, id="run1")
-    keep = ModelCheckpoint(filename="best", monitor="val/acc1", mode="max")
-    watching = [AmplitudeLogger(5), MembraneHistogram(5), FiringRateMonitor(5), EnergyMonitor()]
-    trainer, _ = fit(tmp_path, [recorder, keep, FoldExport(wandb_artifact=True), *watching], logger=logger)
-    logger.experiment.finish()
-
-    file = next(tmp_path.glob("wandb/offline-run-*/run-run1.wandb"))
-    deadline = time.monotonic() + 60  # W&B's own process may still be writing when finish() has returned
-    while (read := _read_wandb(file)) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    history, artifacts = read
-    amplitudes = {row["trainer/global_step"]: row["amplitude/act1"] for row in history if "amplitude/act1" in row}
-    assert amplitudes == {step: recorder.amplitudes[step]["act1"] for step in (5, 10)}
-    histograms = {row["trainer/global_step"]: row for row in history if "membrane/act1/_type" in row}
-    assert sorted(histograms) == [0, 5]
-    for step, histogram in histograms.items():
-        u = recorder.membranes[step]["act1"].clamp(-6, 6).numpy().ravel()
-        expected, edges = np.histogram(u, 96, (-6, 6))
-        assert histogram["membrane/act1/_type"] == "histogram"
-        assert histogram["membrane/act1/bins"] == pytest.approx(edges)
-        counts = np.array(histogram["membrane/act1/values"])
-        assert counts.sum() == len(u)
-        assert np.abs(counts - expected).sum() <= 0.01 * len(u)  # rounding beside the edges
-    assert any("firing_rate/act1/positive" in row for row in history)
-    assert any("energy/ratio" in row for row in history)
-    assert any(row.get("amplitudes/_type") == "image-file" for row in history)
-    assert artifacts == {"folded-run1": {"config.json", "model.safetensors", "fold_report.json", "README.md"}}
-    folder = Path(trainer.checkpoint_callback.best_model_path).parents[1]
-    assert {"membrane.json", "energy.json", "amplitudes.png"} <= {path.name for path in folder.iterdir()}
-
-
-def _log_records(log: bytes) -> Iterator[bytes]:
-    """Records of LevelDB's log format, in which W&B writes: blocks of 32 KiB of (checksum, length, type, data)."""
-    place, record = 7, b""  # W&B's own header
-    while place + 7 <= len(log):
-        if (room := -place % 32768) and room < 7:
-            place += room  # too little for another chunk: padding
-            continue
-        _, length, kind = struct.unpack_from("<IHB", log, place)
-        record += log[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield record
-            record = b""
-
-
-def _read_wandb(file: Path) -> tuple[list[dict[str, Any]], dict[str, set[str]]] | None:
-    """Rows of the history, and the names of the files in every artifact; None while the last record is missing."""
-    from wandb.proto import wandb_internal_pb2
-
-    history, artifacts, is_complete = [], {}, False
-    for data in _log_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record.FromString(data)
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            history.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-        if record.WhichOneof("record_type") == "artifact":
-            artifacts[record.artifact.name] = {entry.path for entry in record.artifact.manifest.contents}
-        if record.WhichOneof("record_type") == "request":
-            artifact = record.request.log_artifact.artifact
-            if artifact.name:
-                artifacts[artifact.name] = {entry.path for entry in artifact.manifest.contents}
-        is_complete |= record.WhichOneof("record_type") == "exit"
-    return (history, artifacts) if is_complete else None
 
 
 def test_a_resumed_run_remembers_its_first_steps(tmp_path: Path) -> None:
@@ -514,25 +328,3 @@ def test_a_long_run_keeps_a_few_amplitudes(tmp_path: Path, monkeypatch: pytest.M
     assert 4 <= len(steps) <= 8
     assert (steps[0], steps[-1]) == (0, 40)
     assert steps == sorted(steps)
-
-
-def test_synaptic_operations_are_logged_beside_their_target(tmp_path: Path) -> None:
-    module = TernarySNNModule(**TINY, synops_weight=0.5, synops_target=0.3)
-    watching = [FiringRateMonitor(), EnergyMonitor()]
-    fit(tmp_path, watching, module=module, logger=CSVLogger(tmp_path), log_every_n_steps=1)
-    folder = next(tmp_path.rglob("metrics.csv")).parent
-    scalars = read_logs(folder).scalars
-    layers = [values for tag, (_, values) in scalars.items() if tag.startswith("synops/")]
-    assert len(layers) > 1
-    total = scalars["synops_in_all"][1]
-    assert total == pytest.approx(np.sum(layers, axis=0))
-    assert all(0 < share < 1 for share in total)
-    assert set(scalars["synops_target"][1]) == {0.3}
-    assert scalars["train/synops"][1][-1] == pytest.approx(total[-1])  # what the loss has seen of the same batch
-    energy = json.loads((folder / "energy.json").read_text())
-    read = [layer for layer in energy["layers"] if layer["synops"]]
-    share = sum(layer["synops"] for layer in read) / sum(2 * layer["ann_macs"] for layer in read)
-    assert scalars["energy/synops_share"][1][-1] == pytest.approx(share)
-    page = write_report(folder, tmp_path / "report.html", sections=REPORT_SECTIONS).read_text()
-    assert "the target is 30.0%" in page
-    assert "the target in training is 30.0%" in page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from timm.layers import (
-    AvgPool2dSame,
     Conv2dSame,
     ScaledStdConv2d,
     ScaledStdConv2dSame,
@@ -19,10 +17,11 @@ from timm.layers import (
 )
 from torch import nn
 
-from lightning_tspike.folding import FoldError, FoldReport, fold, verify
+from lightning_tspike.folding import FoldError, fold, verify
 from lightning_tspike.network import SpikingNetwork, ternarize
 from lightning_tspike.network.rewrites import STANDARDIZED
 from lightning_tspike.neurons import TernaryLIF
+from tests.folding.check_fold import check_fold
 
 NARROW = {"mlp_ratio": 0.02}  # a narrow head: the full one is all of the time and nothing new
 BACKBONES: dict[str, dict[str, object]] = {
@@ -68,7 +67,7 @@ def _case(backbone: str, amplitude: str) -> Any:
 def test_folded_equals_unfolded(lively: Callable[..., SpikingNetwork], backbone: str, amplitude: str) -> None:
     network = lively(backbone, num_classes=10, timesteps=2, amplitude=amplitude, backbone_kwargs=BACKBONES[backbone])
     # hrnet calls one activation with several numbers of channels: its one amplitude meets amplitudes per channel
-    _check_fold(network, torch.randn(2, 3, 64, 64, dtype=torch.float64), all_fold=(backbone, amplitude) != MIXED)
+    check_fold(network, torch.randn(2, 3, 64, 64, dtype=torch.float64), all_fold=(backbone, amplitude) != MIXED)
 
 
 MIXED = ("hrnet_w18_small", "channel")
@@ -98,34 +97,12 @@ def test_standardized_weights_become_plain() -> None:
     assert again.rewrites.standardized == ("0", "2", "4", "6")
 
 
-def _check_fold(network: SpikingNetwork, x: torch.Tensor, *, all_fold: bool = True, **options: bool) -> FoldReport:
-    """Same logits, original untouched, no amplitudes left, bare spikes: all that a user expects of a fold."""
-    before = copy.deepcopy(network.state_dict())
-    folded, report = fold(network, x, **options)
-    expected, got = network(x, per_step=True), folded(x, per_step=True)
-    assert expected.std(1).mean() > 0.01  # the images matter: spikes reach the logits
-    assert (got - expected).abs().max() <= 1e-9 * expected.abs().max()
-    assert report.deviation <= 1e-9
-    assert len(report.neurons) == len(network.neurons())
-    assert not report.silent
-    spikes = _outputs(folded, x)
-    assert set(spikes) == set(network.neurons())
-    for neuron in report.neurons:
-        if neuron.folded:
-            assert {-1, 0, 1} >= set(spikes[neuron.name].unique().tolist()) > {0}, neuron.name
-    kept = {name.removesuffix(".raw_amplitude") for name in folded.model.state_dict() if "raw_amplitude" in name}
-    assert kept == set(report.kept)
-    assert not kept or not all_fold
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    return report
-
-
 @pytest.mark.parametrize("amplitude", ["layer", "channel"])
 def test_spikes_added_to_spikes_fold_by_stages(lively: Callable[..., SpikingNetwork], amplitude: str) -> None:
     """SEW-ResNet's ADD: the stem and the blocks of the first stage meet, then those of each further stage."""
     kwargs = {"layers": [2, 2], "widths": [8, 16]}
     network = lively("tspike_sew_resnet_small", num_classes=5, timesteps=2, amplitude=amplitude, backbone_kwargs=kwargs)
-    report = _check_fold(network, torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    report = check_fold(network, torch.randn(2, 3, 16, 16, dtype=torch.float64))
     groups = {neuron.name: neuron.group for neuron in report.neurons}
     first = {groups[name] for name in ("act1", "stages.0.0.body.5", "stages.0.1.body.5")}
     second = {groups[name] for name in ("stages.1.0.body.5", "stages.1.0.downsample.2", "stages.1.1.body.5")}
@@ -166,7 +143,7 @@ def test_every_neuron_folds(lively: Callable[..., SpikingNetwork], options: dict
 
 def test_anti_aliasing_average_pools_become_integer_sums(lively: Callable[..., SpikingNetwork]) -> None:
     network, x = lively("resnetaa50", timesteps=1), torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    plain, summed = _check_fold(network, x), _check_fold(network, x, integer_pools=True)
+    plain, summed = check_fold(network, x), check_fold(network, x, integer_pools=True)
     assert summed.sum_pools == ("maxpool", "layer2.0.aa", "layer3.0.aa", "layer4.0.aa")
     assert summed.addition_only > plain.addition_only
 
@@ -183,10 +160,15 @@ def test_anti_aliasing_average_pools_become_integer_sums(lively: Callable[..., S
         ("vgg16", 0),
     ],
 )
-def test_merged_batch_norms(lively: Callable[..., SpikingNetwork], backbone: str, merged: int, amplitude: str) -> None:
+def test_merged_batch_norms(
+    lively: Callable[..., SpikingNetwork],
+    backbone: str,
+    merged: int,
+    amplitude: str,
+) -> None:
     """Densenet's other norms read a concatenation: there is no one layer before them."""
     network = lively(backbone, timesteps=2, amplitude=amplitude, backbone_kwargs=BACKBONES[backbone])
-    report = _check_fold(network, torch.randn(2, 3, 64, 64, dtype=torch.float64), merge_bn=True)
+    report = check_fold(network, torch.randn(2, 3, 64, 64, dtype=torch.float64), merge_bn=True)
     assert len(report.merged_norms) == merged
 
 
@@ -213,24 +195,12 @@ class _Pooled(nn.Module):
 def test_average_pools_become_integer_sums(randomize: Callable[[SpikingNetwork], SpikingNetwork]) -> None:
     network = randomize(ternarize(_Pooled(), 2, freeze_cancelled=False, input_size=(3, 12, 12)))
     x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
-    report = _check_fold(network, x, integer_pools=True)
+    report = check_fold(network, x, integer_pools=True)
     assert set(report.sum_pools) == {"pool1", "pool2"}  # the others meet spikes in a sum, divide unevenly, read reals
     layer = {layer.name: layer for layer in report.layers}["conv1"]
     assert layer.holds == "integer"
     assert 1 < layer.largest <= 18  # 3 x 3 x 2 spikes
-    assert {layer.name: layer.holds for layer in _check_fold(network, x).layers}["conv1"] == "real"
-
-
-def _outputs(network: SpikingNetwork, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    seen: dict[str, torch.Tensor] = {}
-    handles = [
-        neuron.register_forward_hook(lambda _m, _a, out, name=name: seen.__setitem__(name, out))
-        for name, neuron in network.neurons().items()
-    ]
-    network(x)
-    for handle in handles:
-        handle.remove()
-    return seen
+    assert {layer.name: layer.holds for layer in check_fold(network, x).layers}["conv1"] == "real"
 
 
 def test_powers_of_two_fold_to_the_bit_in_float32(lively: Callable[..., SpikingNetwork]) -> None:
@@ -300,166 +270,12 @@ def test_neurons_that_never_fire_are_named(lively: Callable[..., SpikingNetwork]
     assert "never fired, so not verified: stages.2.0.act1" in str(report)
 
 
-def test_product_of_spikes_keeps_what_cannot_fold(randomize: Callable[[SpikingNetwork], SpikingNetwork]) -> None:
-    """A product of two signals has no gauge of its own: those neurons are named, and the rest is still exact."""
-
-    class Gated(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.conv1, self.conv2 = (nn.Conv2d(c, 4, 3, padding=1) for c in (3, 4, 4))
-            self.act1, self.act2, self.act3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
-            self.fc = nn.Linear(4, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.act1(self.stem(x))
-            return self.fc((self.act2(self.conv1(x)) * self.act3(self.conv2(x))).mean((2, 3)))
-
-    network = randomize(ternarize(Gated(), 2, freeze_cancelled=False, input_size=(3, 8, 8)))
-    report = _check_fold(network, torch.randn(2, 3, 8, 8, dtype=torch.float64), all_fold=False)
-    assert report.kept == ["act2", "act3"]
-    assert all(name in str(report) for name in report.kept)
-
-
 def test_a_gate_folds_but_leaves_reals(lively: Callable[..., SpikingNetwork]) -> None:
     """Squeeze and excitation: the gate is a sigmoid, of gauge 1, so the gauge of what it multiplies passes through."""
     _, report = fold(lively("seresnet18", timesteps=2))
     assert not report.kept
     holds = {layer.name: layer.holds for layer in report.layers}
     assert holds["layer1.0.se.fc1"] == "real"
-
-
-class _Branches(nn.Module):
-    """Neurons that add up, a norm behind a pool, a shared convolution, a norm without weights, spikes into a gate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 4, 3, padding=1)
-        self.act1, self.act2, self.act3, self.act4 = nn.ReLU(), nn.ReLU(), nn.ReLU(), nn.ReLU()
-        self.pool = nn.AvgPool2d(2)
-        self.norm, self.plain_norm = nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)
-        self.conv = nn.Conv2d(4, 4, 3, padding=1)
-        self.fc = nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act1(self.stem(x))
-        x = self.act2(self.norm(self.pool(x)))  # norm reads a gauge
-        x = self.act3(self.plain_norm(self.conv(x)) + x)  # norm without weights writes one
-        x = x + self.act4(self.conv(x))  # the same convolution again; two neurons add up
-        return self.fc((x * torch.sigmoid(x)).mean((2, 3)))
-
-
-def test_awkward_wiring_is_exact_or_named() -> None:
-    network = ternarize(_Branches(), 3, freeze_cancelled=False, input_size=(2, 8, 8)).double().eval()
-    assert network.model.act3.raw_amplitude is not network.model.act4.raw_amplitude  # tied in vain: the gate pins them
-    for i, neuron in enumerate(network.neurons().values()):
-        neuron.raw_amplitude.data.fill_(0.6 + 0.3 * i)
-    network.model.plain_norm.running_var.fill_(0.3)
-    network.model.norm.running_mean.fill_(0.2)
-    folded, report = fold(network)
-    assert report.deviation <= 1e-9
-    assert {neuron.name for neuron in report.neurons if not neuron.folded} == {"act2", "act3", "act4"}
-    assert folded.model.act1.raw_amplitude is None
-
-
-@pytest.mark.parametrize(
-    "shift", [lambda x: x + 0.3, lambda x: torch.add(x, other=0.3), lambda x: x.add(0.3), lambda x: 1 - x, torch.exp]
-)
-def test_operations_without_a_gauge_are_left_alone(shift: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    class Shifted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
-            self.act1, self.act2 = nn.ReLU(), nn.ReLU()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = shift(self.act1(self.conv(3 * x)))
-            return self.fc(self.act2(x).mean((2, 3)))
-
-    network = ternarize(Shifted(), 2, input_size=(2, 6, 6)).double()
-    network.model.act1.raw_amplitude.data.fill_(0.7)
-    network.model.act2.raw_amplitude.data.fill_(1.6)
-    _, report = fold(network)
-    assert {neuron.name: neuron.folded for neuron in report.neurons} == {"act1": False, "act2": True}
-
-
-class _SharedWeight(nn.Module):
-    """Two convolutions with one weight, and one convolution called on the image and on spikes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2, self.conv3 = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
-        self.conv3.weight = self.conv2.weight
-        self.act1, self.act2, self.act3 = nn.ReLU(), nn.ReLU(), nn.ReLU()
-        self.fc = nn.Linear(3, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.act2(self.conv2(self.conv1(self.act1(self.conv1(x)))))
-        return self.fc(self.act3(self.conv3(x)).mean((2, 3)))
-
-
-def test_shared_weights_are_left_alone_and_the_worst_input_counts() -> None:
-    network = ternarize(_SharedWeight(), 2, input_size=(3, 8, 8)).double()
-    for i, neuron in enumerate(network.neurons().values()):
-        neuron.raw_amplitude.data.fill_(0.6 + 0.3 * i)
-    _, report = fold(network)
-    assert {n.name: n.folded for n in report.neurons}["act2"] is False  # conv3 reads it, and shares its weight
-    assert next(layer.holds for layer in report.layers if layer.name == "conv1") == "real"
-
-
-def _permuted(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return x[:, m.order]
-
-
-def _number(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return x / (1 + x.abs().max().item())
-
-
-def _borrowed(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return x + nn.functional.conv2d(x, m.conv.weight, padding=1)  # without the bias: no call of the module
-
-
-def _indices(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return nn.functional.max_pool2d(x, 2, return_indices=True)[0]
-
-
-def _written(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    y = x.clone()
-    y.narrow(1, 0, 2).add_(0.3)
-    return y
-
-
-def _shuffled(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return m.shuffle(x)
-
-
-@pytest.mark.parametrize("amplitude", ["layer", "channel"])
-@pytest.mark.parametrize(
-    ("follow", "folds"),
-    [(_permuted, True), (_number, False), (_borrowed, False), (_indices, False), (_written, False), (_shuffled, True)],
-)
-def test_traps(
-    randomize: Callable[[SpikingNetwork], SpikingNetwork],
-    follow: Callable[[nn.Module, torch.Tensor], torch.Tensor],
-    folds: bool,
-    amplitude: str,
-) -> None:
-    """Indices that are tensors, numbers made of tensors, borrowed weights, two results, writing into a view."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.conv = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-            self.act1, self.act2, self.fc = nn.ReLU(), nn.ReLU(), nn.Linear(4, 3)
-            self.shuffle = nn.ChannelShuffle(2)
-            self.register_buffer("order", torch.tensor([2, 0, 3, 1]))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.fc(self.act2(self.conv(follow(self, self.act1(self.stem(x))))).mean((2, 3)))
-
-    network = randomize(ternarize(Net(), 2, amplitude=amplitude, freeze_cancelled=False, input_size=(3, 8, 8)))
-    report = _check_fold(network, torch.randn(2, 3, 8, 8, dtype=torch.float64), all_fold=False)
-    assert ("act1" not in report.kept) == folds
-    assert "act2" not in report.kept
 
 
 def test_synchronised_batch_norm_folds(lively: Callable[..., SpikingNetwork]) -> None:
@@ -502,39 +318,9 @@ def test_weights_that_are_not_finite(lively: Callable[..., SpikingNetwork]) -> N
         fold(network)
 
 
-def test_a_model_that_cannot_be_traced() -> None:
-    class Untraceable(_Branches):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(torch.from_numpy(x.detach().numpy()))
-
-    network = ternarize(Untraceable(), 2, input_size=(2, 8, 8))
-    with pytest.raises(FoldError, match="Untraceable could not be traced"):
-        fold(network)
-
-
 def test_training_mode_of_the_original_is_kept(lively: Callable[..., SpikingNetwork]) -> None:
     network = lively("tspike_resnet_small").train()
     folded, _ = fold(network)
     assert all(module.training for module in network.modules())
     assert not any(module.training for module in folded.modules())
     assert isinstance(folded.model.act1, TernaryLIF)
-
-
-class _SamePool(nn.Module):
-    """An average pool of timm's, a subclass of torch's whose forward pads and heeds no other divisor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.act1, self.pool = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), AvgPool2dSame(2, 2)
-        self.conv2, self.act2, self.head = nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Linear(4, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.act2(self.conv2(self.pool(self.act1(self.conv1(x))))).mean((2, 3)))
-
-
-def test_a_subclass_of_a_pool_is_followed_through_its_own_forward() -> None:
-    network = ternarize(_SamePool(), 2, input_size=(1, 9, 9)).double()
-    for neuron in network.neurons().values():
-        torch.nn.init.constant_(neuron.raw_amplitude, 1.3)
-    report = _check_fold(network, torch.randn(2, 1, 9, 9, dtype=torch.float64), integer_pools=True)
-    assert report.sum_pools == ()
