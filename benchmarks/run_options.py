@@ -13,10 +13,15 @@ from .training_runs import FitRun, train_all
 
 __all__ = ["run_parser", "split_arguments", "train"]
 
+_PASSED_ON = (
+    "Options --data... are passed on to tspike fit, and so is --trainer.precision=32-true, with which processors "
+    "without bfloat16 instructions are several times faster."
+)
+
 
 def run_parser(prog: str) -> argparse.ArgumentParser:
     """A parser with the options of trainings."""
-    parser = argparse.ArgumentParser(prog=prog, epilog="Options --data... are passed on to tspike fit.")
+    parser = argparse.ArgumentParser(prog=prog, epilog=_PASSED_ON)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, with a thread each (default: 2)")
     parser.add_argument("--only", metavar="TEXT", default="", help="only runs whose name has it")
     parser.add_argument("--folder", type=Path, default=Path("runs/narrow"), help="for the runs' own folders")
@@ -27,9 +32,9 @@ def run_parser(prog: str) -> argparse.ArgumentParser:
 def split_arguments(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the words ``--data...``, with paths from anywhere: each training has a folder of its own."""
+    """The options, and the words for ``tspike fit``, with paths from anywhere: trainings have folders of their own."""
     options, words = parser.parse_known_args(arguments)
-    if unknown := [word for word in words if not word.startswith("--data.")]:
+    if unknown := [word for word in words if not word.startswith(("--data.", "--trainer.precision="))]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return options, [_absolute(word) for word in words]
 

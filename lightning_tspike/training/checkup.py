@@ -28,6 +28,7 @@ from ..memory.kept import kept_bytes
 from ..network.report import NeuronInfo
 from ..network.spiking_network import SpikingNetwork
 from .module import TernarySNNModule
+from .option_checks import slow_precision
 
 __all__ = ["CheckUp", "MemoryUse", "check_up"]
 
@@ -145,6 +146,7 @@ class CheckUp:
             use.add_row(row.memory, str(row.timesteps), f"{per_image:.2f}", f"{total:,.0f}", largest)
         device = self.machine["processor"] if self.machine["device"] == "CPU" else self.machine["device"]
         energy = self.energy
+        advice = slow_precision(self.precision, "cpu" if self.machine["device"] == "CPU" else "cuda")
         until = ""
         if self.hours is not None:
             until = (
@@ -164,6 +166,7 @@ class CheckUp:
             f"optimizer's state; {self.precision}\n\n"
             f"{device}: {self.images_per_second:,.3g} images/s at batch {self.batch_size}: "
             f"{1e3 * self.step_seconds:,.3g} ms a step and {1e3 * self.wait_seconds:,.3g} ms for its data{until}"
+            + (f"\n{advice}" if advice else "")
         )
 
 

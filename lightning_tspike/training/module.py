@@ -38,6 +38,7 @@ from ..store.loading import load_with_config
 from .losses import membrane_regularization
 from .objective import Objective
 from .optimization import OptimizerOptions, create_optimizer
+from .option_checks import check_start, check_together, slow_precision
 from .schedules import create_schedule
 from .synaptic_cost import OperationsBySize
 
@@ -114,8 +115,8 @@ class TernarySNNModule(L.LightningModule):
         L.LightningModule.__init__(self)  # not by super(), see save_options
         self.objective = Objective(**options_of(Objective, options))
         optimizer = OptimizerOptions(**options_of(OptimizerOptions, options))
-        _check_together(self.objective, calibration_images, memory, compile)
-        _check_start(initial_rate, pretrained)
+        check_together(self.objective, calibration_images, memory, compile)
+        check_start(initial_rate, pretrained)
         shape = {"num_classes": num_classes, "timesteps": timesteps, "in_chans": in_chans, **options}
         self.network = _build(backbone, shape, pretrained)
         config: Any = self.network.config
@@ -287,6 +288,8 @@ class TernarySNNModule(L.LightningModule):
     def on_fit_start(self) -> None:
         hp = self.hparams
         self._is_real_fit = True
+        if advice := slow_precision(self.trainer.precision, self.trainer.strategy.root_device.type):
+            rank_zero_warn(advice)
         if self.objective.synops_weight:
             require_whole_weights(self.trainer.strategy, "synops_weight= counts operations by", "leave it out")
         if self._planned_lr not in (None, hp["lr"]):  # Lightning's LearningRateFinder has just set another
@@ -373,35 +376,6 @@ class TernarySNNModule(L.LightningModule):
             scheduler.step(self.current_epoch + 1, metric)
         else:
             scheduler.step_update(self.trainer.global_step, metric)
-
-
-def _check_together(objective: Objective, calibration_images: int, memory: str, compile: bool) -> None:
-    """Refuse what does not go together, or is out of range."""
-    if calibration_images < 2:
-        raise ValueError(f"calibration_images must be at least 2, got {calibration_images!r}")
-    if compile and memory != "full":
-        raise ValueError(
-            f"compile=True decides by itself what is kept for the backward pass: leave memory at 'full' (it is "
-            f"{memory!r}), or compile=False"
-        )
-    if objective.tmpr_weight and (compile or memory == "lean"):
-        raise ValueError(
-            f"tmpr_weight={objective.tmpr_weight!r} needs the membrane potentials of every layer, which compile=True "
-            "and memory='lean' do not keep: use memory='packed' and compile=False"
-        )
-
-
-def _check_start(initial_rate: float | None, pretrained: bool | str) -> None:
-    """Refuse a firing rate that is none, or what would undo it."""
-    if initial_rate is None:
-        return
-    if not 0 < initial_rate < 1:
-        raise ValueError(f"initial_rate must be a firing rate in (0, 1), or None; got {initial_rate!r}")
-    if pretrained:
-        raise ValueError(
-            f"initial_rate={initial_rate!r} would replace the thresholds that pretrained={pretrained!r} fits to the "
-            "ANN: leave one of them out"
-        )
 
 
 def _build(backbone: str | nn.Module, shape: dict[str, Any], pretrained: bool | str) -> SpikingNetwork:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_tspike import TernarySNNModule
 from lightning_tspike.data import DigitsDataModule
+from lightning_tspike.training.option_checks import slow_precision
 
 SMALL = {"backbone": "tspike_resnet_small", "num_classes": 10, "in_chans": 1, "timesteps": 2}
 TINY = SMALL | {"backbone_kwargs": {"layers": [1, 1], "widths": [4, 8]}}
@@ -203,6 +205,36 @@ def test_bad_batch_in_prediction(tmp_path: Path) -> None:
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TernarySNNModule(**options)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capabilities", "is_slow"),
+    [
+        ("bf16-mixed", "cpu", {"avx2": True, "avx512_bf16": False}, True),
+        ("bf16-true", "cpu", {"neon": True, "bf16": False}, True),
+        ("bf16-mixed", "cpu", {"avx2": True, "avx512_bf16": True}, False),
+        ("bf16-mixed", "cpu", {"neon": True, "bf16": True}, False),
+        ("bf16-mixed", "cpu", {}, False),  # nobody knows
+        ("32-true", "cpu", {"avx2": True}, False),
+        ("bf16-mixed", "cuda", {"avx2": True}, False),
+    ],
+)
+def test_bfloat16_without_instructions_for_it(
+    precision: str, device: str, capabilities: dict[str, bool], is_slow: bool
+) -> None:
+    advice = slow_precision(precision, device, capabilities)
+    assert (advice is not None) == is_slow
+    assert not is_slow or "--trainer.precision=32-true" in advice
+
+
+def test_a_fit_says_that_its_precision_is_slow_here(tmp_path: Path) -> None:
+    """Whatever processor this is."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, max_steps=1, precision="bf16-mixed").fit(TernarySNNModule(**TINY), DigitsDataModule())
+    said = [str(warning.message) for warning in caught if "instructions for bfloat16" in str(warning.message)]
+    advice = slow_precision("bf16-mixed", "cpu")
+    assert said == ([] if advice is None else [advice])
 
 
 def test_frames_train_too(tmp_path: Path) -> None:
