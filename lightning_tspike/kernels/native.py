@@ -148,7 +148,12 @@ def has_instructions(name: str) -> bool:
     describe = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that is supported
     if describe is not None:
         return bool(describe().get(name))
-    return name == "avx512_vnni" and torch.cpu._is_vnni_supported()
+    known = {
+        "avx2": torch.cpu._is_avx2_supported,
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported,
+        "avx512_vnni": torch.cpu._is_vnni_supported,
+    }
+    return name in known and known[name]()
 
 
 def library(neuron: Neuron, dtype: torch.dtype) -> Any:

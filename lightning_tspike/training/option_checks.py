@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
-import torch
-
+from ..kernels.native import has_instructions
 from .objective import Objective
 
 __all__ = ["check_start", "check_together", "slow_precision"]
 
-_BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16")  # instructions, the last one of ARM
+_BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx_ne_convert")
 
 
 def check_together(objective: Objective, calibration_images: int, memory: str, compile: bool) -> None:
@@ -51,20 +50,17 @@ def check_start(initial_rate: float | None, pretrained: bool | str) -> None:
         )
 
 
-def slow_precision(precision: Any, device: str, capabilities: Mapping[str, Any] | None = None) -> str | None:
+def slow_precision(precision: Any, device: str, has: Callable[[str], bool] = has_instructions) -> str | None:
     """What to say of a trainer's precision that makes training slower on this machine, or None.
+
+    That is bfloat16 on an x86 processor without instructions for it; nothing is known here of others.
 
     Args:
         precision: Of the trainer.
         device: ``"cpu"`` or another type of device.
-        capabilities: Of the processor, as ``torch.cpu.get_capabilities()`` has them, which is what is looked up.
+        has: Whether the processor has some instructions, by their name.
     """
-    if device != "cpu" or "bf16" not in str(precision):
-        return None
-    if capabilities is None:
-        look_up = getattr(torch.cpu, "get_capabilities", None)  # older versions of torch do not say
-        capabilities = look_up() if look_up else {}
-    if not capabilities or any(capabilities.get(name) for name in _BFLOAT16):
+    if device != "cpu" or "bf16" not in str(precision) or not has("avx2") or any(map(has, _BFLOAT16)):
         return None
     return (
         f"this processor has no instructions for bfloat16, so that precision={precision!r} is many times slower here "

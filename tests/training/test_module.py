@@ -208,21 +208,19 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "capabilities", "is_slow"),
+    ("precision", "device", "instructions", "is_slow"),
     [
-        ("bf16-mixed", "cpu", {"avx2": True, "avx512_bf16": False}, True),
-        ("bf16-true", "cpu", {"neon": True, "bf16": False}, True),
-        ("bf16-mixed", "cpu", {"avx2": True, "avx512_bf16": True}, False),
-        ("bf16-mixed", "cpu", {"neon": True, "bf16": True}, False),
-        ("bf16-mixed", "cpu", {}, False),  # nobody knows
-        ("32-true", "cpu", {"avx2": True}, False),
-        ("bf16-mixed", "cuda", {"avx2": True}, False),
+        ("bf16-mixed", "cpu", {"avx2"}, True),
+        ("bf16-true", "cpu", {"avx2", "avx512_vnni"}, True),
+        ("bf16-mixed", "cpu", {"avx2", "avx512_bf16"}, False),
+        ("bf16-mixed", "cpu", {"avx2", "avx_ne_convert"}, False),
+        ("bf16-mixed", "cpu", {"neon"}, False),  # nothing is known of it
+        ("32-true", "cpu", {"avx2"}, False),
+        ("bf16-mixed", "cuda", {"avx2"}, False),
     ],
 )
-def test_bfloat16_without_instructions_for_it(
-    precision: str, device: str, capabilities: dict[str, bool], is_slow: bool
-) -> None:
-    advice = slow_precision(precision, device, capabilities)
+def test_bfloat16_without_instructions(precision: str, device: str, instructions: set[str], is_slow: bool) -> None:
+    advice = slow_precision(precision, device, instructions.__contains__)
     assert (advice is not None) == is_slow
     assert not is_slow or "--trainer.precision=32-true" in advice
 
