@@ -32,7 +32,9 @@ __all__ = [
     "IntegerWeighted",
 ]
 
-LARGEST_BYTE = 255
+LARGEST_BYTE = 129
+"""That layers with weights read: without VNNI, processors add up two products in 16 bits, and 2 * 129 * 127 fits."""
+
 _Pair = tuple[int, int]
 
 

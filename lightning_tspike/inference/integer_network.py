@@ -181,8 +181,8 @@ def why_not() -> str | None:
     """What this machine lacks for the integer runtime; None where nothing."""
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.onednn, name) for name in _NEEDED):
         return f"a build of torch with oneDNN's int8 layers (this is {torch.__version__})"
-    if not (has_instructions("avx512_vnni") or has_instructions("avx_vnni")):
-        return "a processor with VNNI instructions (AVX512_VNNI or AVX_VNNI)"
+    if not has_instructions("avx2"):
+        return "an x86 processor with AVX2 instructions"
     return None if kernels.is_available() else "a C++ compiler ($CXX, c++, g++, clang++)"
 
 

@@ -160,6 +160,9 @@ class _Lowering(Rebuilding):
         if node.op != "call_module":
             self.why = "called as a function"
             return None
+        if isinstance(form, Bytes) and form.zero_point + form.high > LARGEST_BYTE:
+            self.why = f"reads bytes above {LARGEST_BYTE}"
+            return None
         if isinstance(form, Mean):
             if not (isinstance(layer, nn.Linear) and form.is_flat):
                 self.why = "reads means"

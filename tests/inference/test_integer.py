@@ -15,12 +15,13 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import lightning_tspike as lt
 from lightning_tspike.data import DigitsDataModule
 from lightning_tspike.graph.tracing import TraceError
 from lightning_tspike.inference import integer as make_integer
-from lightning_tspike.inference.integer_layers import IntegerNeuron
+from lightning_tspike.inference.integer_layers import LARGEST_BYTE, IntegerConv, IntegerLinear, IntegerNeuron
 from lightning_tspike.inference.integer_network import IntegerNetwork, why_not
 from lightning_tspike.inference.lowering import LoweringError
 from lightning_tspike.kernels import sparse
@@ -181,10 +182,34 @@ def spikes_of(network: SpikingNetwork, x: Tensor) -> dict[str, Tensor]:
     return spikes
 
 
+@pytest.mark.parametrize("groups", [1, 16], ids=["dense", "depthwise"])
+def test_the_largest_products_add_up_exactly(groups: int) -> None:
+    """Also on processors that add up two of them in 16 bits."""
+    x = torch.full((2, 16, 9, 9), LARGEST_BYTE, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    conv = nn.Conv2d(16, 16, 3, padding=1, groups=groups, bias=False)
+    weight = torch.full_like(conv.weight, 127.0)
+    for zero_point in (0, 1, LARGEST_BYTE // 2):
+        layer = IntegerConv(weight, conv, (1, 1), zero_point, LARGEST_BYTE, (9, 9))
+        assert torch.equal(layer(x), F.conv2d(x.float() - zero_point, weight, padding=1, groups=groups))
+        linear = IntegerLinear(torch.full((7, 16), 127.0), None, zero_point)
+        assert torch.equal(linear(x[:, :, 0, 0]), (x[:, :, 0, 0].float() - zero_point) @ torch.full((16, 7), 127.0))
+
+
+@pytest.mark.parametrize(("levels", "fits"), [(64, True), (65, False)])
+def test_spikes_of_many_levels(levels: int, fits: bool) -> None:
+    """Layers whose sums could overflow stay in float32, and the report says so; the others are exact."""
+    network = exact(created("tspike_resnet_small", 32, levels=levels, reset="soft", threshold=2**-7))
+    fast = integer(network)
+    assert ("reads bytes above 129" in fast.runtime.kept.values()) != fits
+    x = whole_images(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-4)
+
+
 def test_sums_that_a_signed_byte_cannot_hold_do_not_skip_silence() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.AvgPool2d(12), nn.Conv2d(64, 64, 1), nn.ReLU(),
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.AvgPool2d((8, 16)), nn.Conv2d(64, 64, 1), nn.ReLU(),
                           nn.Conv2d(64, 64, 1), nn.Flatten(), nn.Linear(64, 10))  # fmt: skip
-    network = lt.ternarize(model, timesteps=2, neuron="binary_lif", input_size=(3, 12, 12), amplitude="fixed")
+    network = lt.ternarize(model, timesteps=2, neuron="binary_lif", input_size=(3, 8, 16), amplitude="fixed")
     fast = integer(exact(network))
     first, second = (fast.model.get_submodule(name) for name in ("3", "5"))
     assert (first.can_be_sparse, second.can_be_sparse) == (False, True)
