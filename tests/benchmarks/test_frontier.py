@@ -88,7 +88,8 @@ def test_a_run_is_done_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
         np.savez(tmp_path / f"{split}.npz", x=pixels, y=np.arange(80) % 10)
     data = [f"--data.root={tmp_path}", "--data.dataset=npz", "--data.batch_size=40", "--data.val_images=20"]
     words = ["cifar10", *data, "--only", "ternary-channel_T2_target0.15_seed0", "--folder", str(tmp_path / "runs")]
-    words += ["--output", str(tmp_path), "--page", str(tmp_path / "frontier.md"), "--epochs"]
+    words += ["--output", str(tmp_path), "--page", str(tmp_path / "frontier.md")]
+    words += ["--trainer.precision=32-true", "--epochs"]
     frontier.main([*words, "1"])
     (record,) = measuring.records(tmp_path / "narrow_runs_cifar10.jsonl")
     assert record["name"] == "cifar10_ternary-channel_T2_target0.15_seed0_epochs1"
@@ -107,6 +108,7 @@ def test_a_run_is_done_once_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     by_spikes = 2 * record["ann_macs"] - record["macs"]  # those of the layers that read spikes
     assert record["synops"] == pytest.approx(record["share"] * by_spikes)
     assert "--model.synops_target=0.15" in record["command"]
+    assert record["command"].endswith(" --trainer.precision=32-true")
     assert str(tmp_path) not in record["command"]
     capsys.readouterr()
     frontier.main([*words, "1"])
