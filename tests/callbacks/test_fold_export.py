@@ -27,25 +27,7 @@ from lightning_tspike.folding import fold
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig
 from lightning_tspike.store.folder import read_folder, write_folder
-
-TINY = {
-    "backbone": "tspike_resnet_small",
-    "num_classes": 10,
-    "in_chans": 1,
-    "timesteps": 2,
-    "backbone_kwargs": {"layers": [1, 1], "widths": [4, 8]},
-}
-
-
-def fit(
-    folder: Path, callbacks: list[L.Callback], *, module: L.LightningModule | None = None, **options: object
-) -> L.Trainer:
-    L.seed_everything(3, verbose=False)
-    defaults = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 2,
-                "limit_train_batches": 5, "limit_val_batches": 1, "logger": False}  # fmt: skip
-    trainer = L.Trainer(default_root_dir=folder, callbacks=callbacks, **defaults | options)
-    trainer.fit(module or TernarySNNModule(**TINY), DigitsDataModule(batch_size=32))
-    return trainer
+from tests.callbacks.short_fit import TINY, fit
 
 
 @pytest.mark.parametrize("save_weights_only", [False, True])
@@ -107,7 +89,7 @@ def test_a_checkpoint_that_cannot_be_folded_does_not_end_the_training(tmp_path: 
     folder = tmp_path / "checkpoints"
     keep = ModelCheckpoint(folder, "best", save_last=True, save_on_train_epoch_end=True)
     with pytest.warns(UserWarning, match=r"no folded copy of .*last\.ckpt, training goes on: .*not finite"):
-        trainer = fit(tmp_path, [_Spoil(), keep, FoldExport()], max_epochs=3, limit_val_batches=0)
+        trainer, _ = fit(tmp_path, [_Spoil(), keep, FoldExport()], max_epochs=3, limit_val_batches=0)
     assert trainer.current_epoch == 3
     assert not list(folder.glob("*.folded"))  # that of the first epoch went with its weights
 
@@ -153,7 +135,7 @@ def test_a_full_disk_in_training(tmp_path: Path, on_error: str) -> None:
     callbacks = [FullDisk(), keep, FoldExport(on_error=on_error)]
     if on_error == "warn":
         with pytest.warns(UserWarning, match=r"no folded copy of .*epoch=0\.ckpt, training goes on: .*(too large|27)"):
-            trainer = fit(tmp_path, callbacks, max_epochs=3)
+            trainer, _ = fit(tmp_path, callbacks, max_epochs=3)
         assert trainer.current_epoch == 3
         assert sorted(p.name for p in keep_folder(tmp_path)) == [
             *("epoch=0.ckpt", "epoch=1.ckpt", "epoch=1.folded", "epoch=2.ckpt", "epoch=2.folded")
