@@ -15,7 +15,9 @@ from benchmarks.time_to_accuracy import PADDING, Images, main
 from lightning_tspike import zoo
 from lightning_tspike.data.image_files import NpzImages
 
-TINY = ("--widths", "4", "4", "8")
+# not 4: on processors with AVX2 alone, torch 2.15 writes beyond its memory in the backward pass of a 1x1 convolution with
+# stride 2 that reads 4 channels with channels last
+TINY = ("--widths", "8", "8", "16")
 KEYS = {
     "device", "torch", "threads", "command", "settings", "parameters", "training_images", "test_images", "epochs",
     "ended_by", "load_seconds", "compile_seconds", "training_seconds", "evaluation_seconds", "seconds_per_epoch",
@@ -91,8 +93,8 @@ def test_the_same_seed_gives_the_same_run(data: Path, tmp_path: Path) -> None:
     runs = [run(data, tmp_path / str(i), *options, "--seed", seed) for i, seed in enumerate("778")]
     losses = [log[0]["loss"] for _, log in runs]
     assert losses[0] == losses[1] != losses[2]
-    assert runs[0][0]["settings"]["widths"] == [4, 4, 8]
-    assert runs[0][0]["parameters"] < 5000
+    assert runs[0][0]["settings"]["widths"] == [8, 8, 16]
+    assert runs[0][0]["parameters"] < 9000
     assert runs[0][0]["seconds_to_accuracy"] == {"90%": None, "93%": None, "94%": None}
 
 
