@@ -15,8 +15,8 @@ from benchmarks.time_to_accuracy import PADDING, Images, main
 from lightning_tspike import zoo
 from lightning_tspike.data.image_files import NpzImages
 
-# not 4: with AVX2 alone, torch 2.15 writes beyond its memory in the backward pass of a 1x1 convolution with stride 2 that
-# reads 4 channels, channels last
+# not 4: with AVX2 alone, torch 2.15 writes beyond its memory in the backward pass of a 1x1 convolution with stride 2
+# that reads 4 channels, channels last
 TINY = ("--widths", "8", "8", "16")
 KEYS = {
     "device", "torch", "threads", "command", "settings", "parameters", "training_images", "test_images", "epochs",
