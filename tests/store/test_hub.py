@@ -146,7 +146,7 @@ def test_round_trip(tmp_path: Path, expected: torch.Tensor) -> None:
         assert set(repository.files()) - {".gitattributes"} == {
             "README.md", "config.json", "model.bfloat16.safetensors", "model.int8.safetensors", "model.safetensors",
             "fold_report.json", "unfolded/config.json", "unfolded/model.safetensors", "training_log.csv",
-            "training_curves.png",
+            "training_curves.png", "amplitudes.png", "firing_rates.png",
         }  # fmt: skip
         assert publisher(f"publish({name!r}, tag='v1')")[:2] == [revision, False]  # no second commit
         assert len(repository.commits) == 2  # the repository's own first one, and ours
