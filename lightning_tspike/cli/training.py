@@ -190,11 +190,11 @@ class TrainingCLI(LightningCLI):
             self.trainer.fit(**arguments)
         except BaseException as error:
             self._say_how_to_go_on(is_stopped=isinstance(error, (KeyboardInterrupt, SystemExit)))
-            if isinstance(error, SIGTERMException):  # which stops all processes at the same step
-                _leave_process_group()
-            if isinstance(error, SIGTERMException) and self.trainer.is_global_zero:
-                # it would end as if all was done; of the others, Lightning takes a status for a failure, and kills all
-                raise SystemExit(128 + signal.SIGTERM) from error
+            if isinstance(error, SIGTERMException):
+                _leave_process_group()  # it stops all processes at the same step
+                if self.trainer.is_global_zero:
+                    # it would end as if all was done; of the others, Lightning takes a status for a failure: kills all
+                    raise SystemExit(128 + signal.SIGTERM) from error
             raise
 
     def _say_how_to_go_on(self, is_stopped: bool) -> None:
