@@ -71,6 +71,7 @@ def test_every_section_is_there(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert all(b"<svg" in base64.b64decode(picture) for picture in pictures)
 
 
+@pytest.mark.parametrize("run", ["csv"], indirect=True)  # the page does not depend on the logger
 def test_a_browser_draws_every_chart(run: Path, tmp_path: Path, browser: str) -> None:
     """Headless Chromium lays the page out, and every chart's place in a screenshot holds more than one colour."""
     page = write_report(run, tmp_path / "report.html")

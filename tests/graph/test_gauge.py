@@ -40,7 +40,8 @@ def _amplitude_gradients(network: SpikingNetwork) -> dict[str, float]:
         ("tspike_resnet_small", "channel", 0),
         ("resnet18", "layer", 11),
         ("vgg11_bn", "layer", 7),  # live are those of the head, which has no norm
-        ("densenet121", "layer", 120),  # all but the last: every other one goes to a convolution, then a norm
+        # all but the last: every other one goes to a convolution, then a norm
+        pytest.param("densenet121", "layer", 120, marks=pytest.mark.slow),
         ("regnetx_002", "layer", 30),
         ("mobilenetv2_100", "layer", 34),
         ("mobilenetv2_100", "channel", 17),  # a depthwise convolution and a norm cancel channel by channel

@@ -156,9 +156,15 @@ def test_onnx_runtime_computes_with_integers(small: Build, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("format", "step"), [("pt2", False), *(pytest.param("onnx", s, marks=pytest.mark.slow) for s in (False, True))]
+    ("neuron", "format", "step"),
+    [
+        *((neuron, "pt2", False) for neuron in ("ternary_if", "ctsn", "levels")),
+        *(
+            pytest.param(neuron, "onnx", True, marks=pytest.mark.slow)
+            for neuron in ("ternary_if", "binary_lif", "ctsn", "ctsn_events", "levels", "quantized")
+        ),
+    ],
 )
-@pytest.mark.parametrize("neuron", ["ternary_if", "binary_lif", "ctsn", "ctsn_events", "levels", "quantized"])
 def test_every_neuron(small: Build, tmp_path: Path, neuron: str, format: Any, step: bool) -> None:
     options: dict[str, Any] = {"neuron": neuron, "reset": "soft", "learn_threshold": True}
     if neuron == "ternary_if":

@@ -60,6 +60,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         TernarySNNModule("tspike_resnet_small", 10, 2, **options)
 
 
+@pytest.mark.slow
 def test_compiled(tmp_path: Path) -> None:
     """Fit and validate with a smaller last batch: no graph breaks, and after the first epoch nothing is compiled."""
     counters = torch._dynamo.utils.counters

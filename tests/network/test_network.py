@@ -91,9 +91,9 @@ def test_channels_last(lively: Callable[..., SpikingNetwork]) -> None:
 @pytest.mark.parametrize(
     ("backbone", "as_frames", "options"),
     [
-        ("resnet18", False, OPTIONS[0]),
+        pytest.param("resnet18", False, OPTIONS[0], marks=pytest.mark.slow),
         ("tspike_resnet_small", True, OPTIONS[1]),
-        ("tspike_resnet_small", False, OPTIONS[2]),
+        pytest.param("tspike_resnet_small", False, OPTIONS[2], marks=pytest.mark.slow),
     ],
 )
 def test_whole_graph_is_captured(

@@ -6,6 +6,7 @@ import copy
 import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -20,12 +21,17 @@ from lightning_tspike.network import NetworkConfig, SpikingNetwork, ternarize
 from lightning_tspike.neurons import TernaryLIF
 
 
+def narrow(backbone: str) -> dict[str, Any]:
+    """A VGG's head is nearly all of it; a narrow one tests as much."""
+    return {"mlp_ratio": 0.02} if "vgg" in backbone else {}
+
+
 @pytest.mark.parametrize(
     ("backbone", "neurons"),
     [("resnet18", 17), ("resnet34", 33), ("vgg11_bn", 10), ("vgg16_bn", 15), ("tspike_resnet_small", 7)],
 )
 def test_timm_backbones(backbone: str, neurons: int) -> None:
-    network = create_network(NetworkConfig(backbone, num_classes=7, timesteps=2))
+    network = create_network(NetworkConfig(backbone, num_classes=7, timesteps=2, backbone_kwargs=narrow(backbone)))
     assert len(network.neurons()) == neurons
     assert not any(isinstance(m, nn.ReLU) for m in network.modules())
     assert len(network.encoders) == 1
@@ -38,7 +44,7 @@ def test_timm_backbones(backbone: str, neurons: int) -> None:
 @pytest.mark.parametrize("backbone", ["tspike_resnet_small", "vgg11_bn", "resnet18"])
 def test_image_equals_the_same_frame_at_every_step(lively: Callable[..., SpikingNetwork], backbone: str) -> None:
     """Also: computing the static prefix once equals computing it at every step."""
-    network = lively(backbone, num_classes=5, timesteps=3)
+    network = lively(backbone, num_classes=5, timesteps=3, backbone_kwargs=narrow(backbone))
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     frames = x.unsqueeze(1).expand(-1, 3, -1, -1, -1)
     expected = network(x, per_step=True)

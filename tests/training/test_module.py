@@ -94,8 +94,10 @@ def test_schedule_warms_up_and_decays_by_epoch(tmp_path: Path) -> None:
     assert seen[2] > seen[3] > seen[4] > seen[5] > 0
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("when", ["after validation", "at the end of the training epoch"])
+@pytest.mark.parametrize(
+    ("when", "num_workers"),
+    [("after validation", 0), ("after validation", 2), ("at the end of the training epoch", 0)],
+)
 def test_resumed_equals_uninterrupted(tmp_path: Path, num_workers: int, when: str) -> None:
     """Bit for bit: weights, BN statistics, momentum and schedule, with shuffling and random augmentation."""
 

@@ -234,6 +234,7 @@ def test_the_weight_rises(tmp_path: Path) -> None:
     assert weights[2 * steps :] == pytest.approx([2.0] * steps)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_in_half_precision_with_packed_spikes(tmp_path: Path) -> None:
     trainer = {"accumulate_grad_batches": 2, "precision": "bf16-mixed"}
     logged = fit(tmp_path, epochs=3, trainer=trainer, synops_weight=3.0, memory="packed")

@@ -104,9 +104,9 @@ def test_fashion_mnist_does_what_the_entry_says(shared: Callable[[str], Path], t
 
 @pytest.mark.parametrize("name", ["tspike-cifar10-fast", "tspike-cifar10-fast-sparse"])
 def test_cifar10_does_what_the_entry_says(shared: Callable[[str], Path], name: str) -> None:
-    """On the first 1,000 test images."""
+    """On the first 500 test images."""
     with np.load(shared("data/cifar10") / "cifar10_test.npz") as arrays:
-        images, labels = (arrays[name][:1000] for name in "xy")
+        images, labels = (arrays[name][:500] for name in "xy")
     transform, network = zoo.transforms(name), zoo.load(name, precision="int8")
     x = torch.stack([transform(Image.fromarray(image)) for image in images])
     with torch.no_grad():
