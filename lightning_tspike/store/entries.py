@@ -115,7 +115,7 @@ ENTRIES = (
         status="trained",
         recipe="cifar10_fast",
         precision="int8",
-        sha256="2087a8b85257bead22d03a9af13d587f8ba9624fee202d1d36e3d0112b9fce4b",
+        sha256="95ed1637aa31133af79001fb16796397c45748660905cec72af2068dbfde8616",
         size=1_991_208,
         metrics={"test/acc1": 0.9187, "test/acc1/int8": 0.9199},
         measured_by="tspike zoo verify tspike-cifar10-fast --recipe cifar10_fast --data.dataset=npz --data.root=PATH "
