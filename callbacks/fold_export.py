@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import override
 
+from ..files.input_spec import InputSpec
 from ..folding.absorb import fold
 from ..graph.tracing import copy_of
 from ..network.config import OWN, NetworkConfig
@@ -41,9 +42,10 @@ class FoldExport(Callback):
     """Keep a folded copy beside every checkpoint that a ModelCheckpoint keeps.
 
     The copy of ``NAME.ckpt`` is the folder ``NAME.folded``, which ``zoo.load`` reads. It is made from the checkpoint
-    file, so it holds exactly the weights saved there; checkpoints themselves stay as they are and can be resumed. A
-    folder goes when its checkpoint goes. It is written under another name and then renamed, so there is never half
-    of one. Only the first process reads and writes; no process waits for another.
+    file, so it holds exactly the weights saved there; checkpoints themselves stay as they are and can be resumed. The
+    fold is verified, and its operations counted, at the size of the datamodule's images. A folder goes when its
+    checkpoint goes. It is written under another name and then renamed, so there is never half of one. Only the first
+    process reads and writes; no process waits for another.
 
     A copy appears when training goes on after the checkpoint was saved, or ends, also by Ctrl-C, SIGTERM or an error.
     That of a :class:`LastCheckpoint`, which changes with every epoch, appears when training ends. What a killed run has
@@ -202,12 +204,13 @@ class FoldExport(Callback):
                 "FoldExport out and fold after training"
             )
         saved = read_checkpoint(checkpoint, self._config, self._own)  # its own: the one in training may carry hooks
-        folded, report = fold(saved.network)
         data = getattr(trainer, "datamodule", None)  # the checkpoint of a module of your own may not say
-        facts: dict[str, Any] = {
-            "preprocessing": getattr(data, "preprocessing", None),
-            "label_names": getattr(data, "class_names", None),
-        }
+        preprocessing = getattr(data, "preprocessing", None)
+        spec = InputSpec.of(preprocessing) if preprocessing is not None else saved.preprocessing
+        if spec and spec.input_size and len(spec.input_size) == len(saved.network.input_size):
+            saved.network.input_size = spec.input_size  # a backbone's own may be many times that of the images here
+        folded, report = fold(saved.network)
+        facts: dict[str, Any] = {"preprocessing": preprocessing, "label_names": getattr(data, "class_names", None)}
         folder = checkpoint.with_suffix(".folded")
         marker = (json.dumps({"checkpoint": checkpoint.name}) + "\n").encode()
         self.folders[checkpoint] = write_folder(folder, folded, report=report, files={COPY_OF: marker}, **facts)

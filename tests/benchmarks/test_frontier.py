@@ -133,6 +133,7 @@ def test_without_time_steps(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{split}.npz", x=rng.integers(0, 256, (40, 28, 28, 1), np.uint8), y=np.arange(40) % 10)
     data = [f"--data.root={tmp_path}", "--data.dataset=npz", "--data.batch_size=20", "--data.val_images=20"]
     words = ["fashion_mnist", *data, "--only", "ANN_T1_seed0", "--folder", str(tmp_path / "runs"), "--epochs", "1"]
+    words += ["--trainer.precision=32-true"]
     frontier.main([*words, "--output", str(tmp_path), "--page", str(tmp_path / "frontier.md")])
     found = {record["kind"]: record for record in measuring.records(tmp_path / "narrow_runs_fashion_mnist.jsonl")}
     assert found.keys() == {"quantised ANN", "ANN"}

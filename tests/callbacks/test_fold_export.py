@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import resource
 import subprocess
@@ -68,6 +69,9 @@ def test_folder_knows_the_preprocessing(tmp_path: Path) -> None:
     fit(tmp_path, [keep, FoldExport()])
     _, config = read_folder(tmp_path / "checkpoints" / "best.folded")
     assert config.preprocessing.to_dict() == DigitsDataModule().preprocessing
+    report = json.loads((tmp_path / "checkpoints/best.folded/fold_report.json").read_text())
+    widths = TINY["backbone_kwargs"]["widths"]
+    assert report["layers"][0]["dense_macs"] == 9 * widths[0] * 8 * 8  # the digits have 8 x 8 pixels
 
 
 def test_checkpoints_between_validations(tmp_path: Path) -> None:

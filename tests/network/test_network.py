@@ -109,9 +109,9 @@ def test_whole_graph_is_captured(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_resnet18(lively: Callable[..., SpikingNetwork]) -> None:
+def test_compiled(lively: Callable[..., SpikingNetwork]) -> None:
     torch.compiler.reset()
-    network = lively("resnet18", num_classes=5, timesteps=2)
+    network = lively("tspike_resnet_small", num_classes=5, timesteps=2)
     _check_same(torch.compile(copy.deepcopy(network), fullgraph=True), network, torch.randn(2, 3, 32, 32).double())
 
 

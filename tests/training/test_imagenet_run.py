@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lightning_tspike import zoo
+from lightning_tspike.training.option_checks import slow_precision
 
 # what one would say on eight GPUs
 COMMAND = [
@@ -29,6 +30,8 @@ HERE = [
     "--trainer.limit_test_batches=2", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=2",
     "--trainer.max_epochs=3",
 ]  # fmt: skip
+if slow_precision("bf16-mixed", "cpu"):
+    HERE.append("--trainer.precision=32-true")
 RUN = Path("runs/resnet18_imagenet_modern/version_0")
 
 
