@@ -117,7 +117,7 @@ class EnergyMonitor(Callback):
         if not trainer.is_global_zero or self._images is None:
             return
         try:
-            folded, _ = fold(network_of(pl_module, self), integer_pools=True)
+            folded, _ = fold(network_of(pl_module, self), self._images[:2], integer_pools=True)
         except FoldError as error:
             rank_zero_warn(f"EnergyMonitor measures nothing: {error}")
             return
