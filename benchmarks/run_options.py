@@ -45,13 +45,14 @@ def train(parser: argparse.ArgumentParser, options: argparse.Namespace, lines: P
     if not runs:
         parser.error(f"no run has {options.only!r} in its name, as {every[0].name} has")
     if options.precision:
-        runs = [_with_option(run, f"--trainer.precision={options.precision}") for run in runs]
+        runs = [with_option(run, f"--trainer.precision={options.precision}") for run in runs]
     torch.set_num_threads(1)  # a training has the other core
     train_all(runs, lines, options.folder.absolute(), options.jobs)
 
 
-def _with_option(run: FitRun, word: str) -> FitRun:
-    ann = None if run.ann is None else _with_option(run.ann, word)
+def with_option(run: FitRun, word: str) -> FitRun:
+    """The run, and the ANN that it starts from or learns from, with one more option."""
+    ann = None if run.ann is None else with_option(run.ann, word)
     return replace(run, options=(*run.options, word), ann=ann)
 
 

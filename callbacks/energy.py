@@ -17,6 +17,7 @@ from ..analysis.figures import plot_energy
 from ..analysis.run_logs import RunLogs
 from ..analysis.sections import BARS, Fact, ReportSection, SectionContent, evenly_chosen
 from ..folding import FoldError, fold
+from ..folding.verification import samples
 from ._common import network_of, require_logger, target_of
 from .run_files import run_folder, write_json
 
@@ -116,8 +117,9 @@ class EnergyMonitor(Callback):
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self._images is None:
             return
+        network = network_of(pl_module, self)
         try:
-            folded, _ = fold(network_of(pl_module, self), self._images[:2], integer_pools=True)
+            folded, _ = fold(network, self._images[: samples(network.timesteps)], integer_pools=True)
         except FoldError as error:
             rank_zero_warn(f"EnergyMonitor measures nothing: {error}")
             return

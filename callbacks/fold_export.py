@@ -206,11 +206,11 @@ class FoldExport(Callback):
         saved = read_checkpoint(checkpoint, self._config, self._own)  # its own: the one in training may carry hooks
         data = getattr(trainer, "datamodule", None)  # the checkpoint of a module of your own may not say
         preprocessing = getattr(data, "preprocessing", None)
-        spec = InputSpec.of(preprocessing) if preprocessing is not None else saved.preprocessing
+        spec = InputSpec.of(preprocessing) if preprocessing is not None else None
         if spec and spec.input_size and len(spec.input_size) == len(saved.network.input_size):
             saved.network.input_size = spec.input_size  # a backbone's own may be many times that of the images here
         folded, report = fold(saved.network)
-        facts: dict[str, Any] = {"preprocessing": preprocessing, "label_names": getattr(data, "class_names", None)}
+        facts: dict[str, Any] = {"preprocessing": spec, "label_names": getattr(data, "class_names", None)}
         folder = checkpoint.with_suffix(".folded")
         marker = (json.dumps({"checkpoint": checkpoint.name}) + "\n").encode()
         self.folders[checkpoint] = write_folder(folder, folded, report=report, files={COPY_OF: marker}, **facts)

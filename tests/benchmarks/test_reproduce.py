@@ -19,6 +19,7 @@ from benchmarks.narrow_runs import CHANGES, event_run, narrow_run, results_file
 from benchmarks.reproduce import __main__ as reproduce
 from benchmarks.reproduce.comparing import chosen, compare, comparison_table, percent, values
 from benchmarks.reproduce.page import CLAIMS, write_page
+from benchmarks.run_options import with_option
 from benchmarks.training_runs import train_all
 from lightning_tspike import zoo
 from lightning_tspike.cli.main import main
@@ -166,7 +167,7 @@ def test_every_change_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         for change in CHANGES
     }
     precision = "--trainer.precision=32-true"  # not every processor has instructions for bfloat16
-    runs = {change: replace(run, options=(*run.options, precision)) for change, run in runs.items()}
+    runs = {change: with_option(run, precision) for change, run in runs.items()}
     trained = ("norm-free", "spike shortcuts", "from the ANN")
     train_all([runs[change] for change in trained], tmp_path / "lines.jsonl", tmp_path / "runs", jobs=2)
     found = {record["change"]: record for record in measuring.records(tmp_path / "lines.jsonl")}

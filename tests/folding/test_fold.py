@@ -22,8 +22,8 @@ from lightning_tspike.network import SpikingNetwork, ternarize
 from lightning_tspike.network.rewrites import STANDARDIZED
 from lightning_tspike.neurons import TernaryLIF
 from tests.folding.check_fold import check_fold
+from tests.narrow_heads import NARROW_HEAD
 
-NARROW = {"mlp_ratio": 0.02}  # a narrow head: the full one is all of the time and nothing new
 BACKBONES: dict[str, dict[str, object]] = {
     "tspike_resnet_small": {},
     "tspike_sew_resnet_small": {},  # spikes added to spikes
@@ -35,9 +35,9 @@ BACKBONES: dict[str, dict[str, object]] = {
     "resnet50d": {},  # average pools in the shortcuts
     "resnetblur50": {},  # anti-aliasing filters
     "resnext50_32x4d": {},  # grouped convolutions
-    "vgg11_bn": NARROW,
-    "vgg16_bn": NARROW,
-    "vgg16": NARROW,  # no BN
+    "vgg11_bn": NARROW_HEAD,
+    "vgg16_bn": NARROW_HEAD,
+    "vgg16": NARROW_HEAD,  # no BN
     "densenet121": {},  # concatenation, norms before activations
     "regnetx_002": {},  # activations inside norms
     "hrnet_w18_small": {},  # one activation called at many places

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_tspike.folding import fold
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork, ternarize
+from tests.narrow_heads import narrow_head
 
 
 def _training(network: SpikingNetwork) -> SpikingNetwork:
@@ -51,7 +52,7 @@ def _amplitude_gradients(network: SpikingNetwork) -> dict[str, float]:
 def test_gradients_agree_with_the_derivation(
     lively: Callable[..., SpikingNetwork], backbone: str, amplitude: str, cancelled: int | None
 ) -> None:
-    kwargs = {"mlp_ratio": 0.02} if backbone.startswith("vgg") else {}
+    kwargs = narrow_head(backbone)
     network = _training(lively(backbone, num_classes=6, timesteps=2, amplitude=amplitude, backbone_kwargs=kwargs))
     effects = {neuron.name: neuron.effect for neuron in network.report().neurons}
     gradients = _amplitude_gradients(network)

@@ -6,7 +6,6 @@ import copy
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import timm
@@ -19,11 +18,7 @@ from lightning_tspike.graph.tracing import TraceError
 from lightning_tspike.models import create_network
 from lightning_tspike.network import NetworkConfig, SpikingNetwork, ternarize
 from lightning_tspike.neurons import TernaryLIF
-
-
-def narrow(backbone: str) -> dict[str, Any]:
-    """A VGG's head is nearly all of it; a narrow one tests as much."""
-    return {"mlp_ratio": 0.02} if "vgg" in backbone else {}
+from tests.narrow_heads import narrow_head
 
 
 @pytest.mark.parametrize(
@@ -31,7 +26,7 @@ def narrow(backbone: str) -> dict[str, Any]:
     [("resnet18", 17), ("resnet34", 33), ("vgg11_bn", 10), ("vgg16_bn", 15), ("tspike_resnet_small", 7)],
 )
 def test_timm_backbones(backbone: str, neurons: int) -> None:
-    network = create_network(NetworkConfig(backbone, num_classes=7, timesteps=2, backbone_kwargs=narrow(backbone)))
+    network = create_network(NetworkConfig(backbone, num_classes=7, timesteps=2, backbone_kwargs=narrow_head(backbone)))
     assert len(network.neurons()) == neurons
     assert not any(isinstance(m, nn.ReLU) for m in network.modules())
     assert len(network.encoders) == 1
@@ -44,7 +39,7 @@ def test_timm_backbones(backbone: str, neurons: int) -> None:
 @pytest.mark.parametrize("backbone", ["tspike_resnet_small", "vgg11_bn", "resnet18"])
 def test_image_equals_the_same_frame_at_every_step(lively: Callable[..., SpikingNetwork], backbone: str) -> None:
     """Also: computing the static prefix once equals computing it at every step."""
-    network = lively(backbone, num_classes=5, timesteps=3, backbone_kwargs=narrow(backbone))
+    network = lively(backbone, num_classes=5, timesteps=3, backbone_kwargs=narrow_head(backbone))
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     frames = x.unsqueeze(1).expand(-1, 3, -1, -1, -1)
     expected = network(x, per_step=True)
