@@ -6,7 +6,7 @@ import copy
 import operator
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..neurons import SpikingNeuron
 from .activations import is_activation, is_timms
-from .layer_rules import LAYER_RULES
-from .rules import RULES
+from .layer_rules import LAYER_RULES, layer_of
+from .rules import RULES, Local, Pointwise, rule_of
 
 __all__ = ["TraceError", "copy_of", "counts_on_batch", "same_values", "static_encoders", "trace"]
 
@@ -33,6 +33,8 @@ class _ExampleProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         known = getattr(self.node.meta["value"], name)
+        if name not in {"ndim", "dtype", "device"}:
+            self.node.meta["asked"] = True
         return super().__getattr__(name) if callable(known) or isinstance(known, Tensor) else known
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -131,7 +133,8 @@ def trace(model: nn.Module, example: Tensor, repeat: dict[str, int] | None = Non
     Returns:
         The graph. Layers of torch.nn, activations and neurons are nodes; everything else is looked into. Each node's
         ``meta["line"]`` says where in the user's code it stands: ``file.py:12``; ``meta["hooked"]`` whether a hook
-        changes what a layer gives.
+        changes what a layer gives; ``meta["asked"]``, where it is there, that the model has read more of it than its
+        number of dimensions, type and device, such as its shape.
 
     Raises:
         TraceError: The model does something that cannot be traced, or does not run on the example.
@@ -197,7 +200,7 @@ def static_encoders(graph: fx.Graph, is_neuron: Callable[[str], bool]) -> list[s
     return [] if encoders & spiking else sorted(encoders)
 
 
-def counts_on_batch(model: nn.Module, encoders: Collection[str], example: Tensor) -> str | None:
+def counts_on_batch(model: nn.Module, graph: fx.Graph, encoders: Collection[str], example: Tensor) -> str | None:
     """Where a model, behind its first neurons, still counts on the number of images that came in.
 
     There, time steps make a batch T times as long as before. A forward that has read ``x.shape[0]`` of the images and
@@ -205,6 +208,7 @@ def counts_on_batch(model: nn.Module, encoders: Collection[str], example: Tensor
 
     Args:
         model: The model, its activations or neurons as modules.
+        graph: Of the model, from :func:`trace`.
         encoders: Names of those that end the static prefix.
         example: An image [1, C, H, W].
 
@@ -214,6 +218,10 @@ def counts_on_batch(model: nn.Module, encoders: Collection[str], example: Tensor
     Raises:
         TraceError: The model does not run on several images.
     """
+    prefix = _static_nodes(graph, set(encoders).__contains__) or set()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if all(_lets_nobody_count(node, modules) for node in prefix):
+        return None
     steps = 3
 
     def seeded(device: torch.device, images: Tensor, repeat: dict[str, int]) -> fx.Graph:
@@ -248,6 +256,15 @@ def counts_on_batch(model: nn.Module, encoders: Collection[str], example: Tensor
         if (a.op, a.target, (a.args, a.kwargs), _shapes(a)) != (b.op, b.target, arguments, _shapes(b)):
             return str(b.meta["line"])
     return None
+
+
+def _lets_nobody_count(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node keeps to itself how many images there are, and leaves them in the first dimension."""
+    if "asked" in node.meta:
+        return False
+    if node.op == "placeholder" or layer_of(node, modules) is not None:
+        return True
+    return isinstance(rule_of(node, modules, lambda _: False), (Pointwise, Local))
 
 
 class _PrefixError(Exception):

@@ -138,10 +138,10 @@ def _encoders(
     model: nn.Module, graph: fx.Graph | None, activations: Mapping[str, nn.Module], example: Tensor
 ) -> list[str]:
     """Neurons that end the static prefix; none where the model would mix samples behind it."""
-    encoders = static_encoders(graph, activations.__contains__) if graph else []
-    if not encoders:
+    if graph is None:
         return []
-    line = counts_on_batch(model, encoders, example)
+    encoders = static_encoders(graph, activations.__contains__)
+    line = counts_on_batch(model, graph, encoders, example) if encoders else None
     if line is None:
         return encoders
     warnings.warn(
