@@ -32,7 +32,7 @@ BACKBONES: dict[str, dict[str, object]] = {
     "resnet18": {},
     "resnet34": {},
     "resnet50": {},
-    "resnet50d": {},  # average pools in the shortcuts
+    "resnet18d": {},  # average pools in the shortcuts
     "resnetblur50": {},  # anti-aliasing filters
     "resnext50_32x4d": {},  # grouped convolutions
     "vgg11_bn": NARROW_HEAD,
@@ -57,7 +57,7 @@ LARGE = {
 
 
 # others have amplitudes per channel alone, which ask for more: they fold where those of a layer do
-BOTH = {"resnet18", "hrnet_w18_small", *(name for name in BACKBONES if name.startswith("tspike"))}
+BOTH = {"resnet18", *(name for name in BACKBONES if name.startswith("tspike"))}
 
 
 def _cases() -> list[Any]:

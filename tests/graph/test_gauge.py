@@ -44,7 +44,7 @@ def _amplitude_gradients(network: SpikingNetwork) -> dict[str, float]:
         # all but the last: every other one goes to a convolution, then a norm
         pytest.param("densenet121", "layer", 120, marks=pytest.mark.slow),
         ("regnetx_002", "layer", 30),
-        ("mobilenetv2_100", "layer", 34),
+        pytest.param("mobilenetv2_100", "layer", 34, marks=pytest.mark.slow),
         ("mobilenetv2_100", "channel", 17),  # a depthwise convolution and a norm cancel channel by channel
         ("seresnet18", "layer", None),
     ],

@@ -51,7 +51,11 @@ def test_all_families_are_registered() -> None:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+# those of 34 layers and more are the same with more blocks
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name.endswith(("34", "101", "152")) else []) for name in NAMES],
+)
 def test_runs_learns_folds_and_exports(lively: Callable[..., SpikingNetwork], name: str) -> None:
     kwargs = narrow(name)
     network = lively(name, num_classes=5, timesteps=2, in_chans=2, backbone_kwargs=kwargs)
