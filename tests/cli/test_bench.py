@@ -55,6 +55,7 @@ def test_table_and_json(tspike: Callable[..., Any], no_compiler: None, tmp_path:
     assert "2 samples a call, " in card
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*compiler.*")
 def test_frames_of_a_recipe(
     tspike: Callable[..., Any], no_compiler: None, shared: Callable[[str], Path], tmp_path: Path

@@ -81,6 +81,7 @@ def test_trained_saved_folded_and_loaded(tmp_path: Path, spiking: bool) -> None:
         lt.zoo.load(last, model=Own(width=4))
 
 
+@pytest.mark.slow  # as any network is, see test_module.py
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     torch.manual_seed(1)
     weights = Own().state_dict()

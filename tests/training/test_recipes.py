@@ -108,9 +108,8 @@ def test_check_explains_mistakes(tspike: Callable[..., Any], tmp_path: Path, wor
     assert re.search(message, str(result.status) + result.stderr), result
 
 
-@pytest.mark.parametrize(
-    "recipe", ["cifar10_small_modern", pytest.param("resnet19_cifar10_modern", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["cifar10_small_modern", "resnet19_cifar10_modern"])
 def test_everything_together(tspike: Callable[..., Any], cifar10: Path, tmp_path: Path, recipe: str) -> None:
     """Mixed images and labels, TET, a teacher and averaged weights: folded as unfolded, and resumed bit for bit."""
     teacher = tmp_path / "teacher.pth"
