@@ -86,7 +86,7 @@ ENTRIES = (
         status="trained",
         recipe="fashion_mnist_fast",
         precision="int8",
-        sha256="d45db05f1eeea19683c401928295be7c41ff0c8e957cc02181211b54b39c4470",
+        sha256="bcd844359749bc84ddbc7d3ce9dd5d95104f38b7ffdd22fb9fb685abb015eb43",
         size=507_112,
         metrics={"test/acc1": 0.9411, "test/acc1/int8": 0.9418},
         measured_by="tspike zoo verify tspike-fashion-mnist-fast --recipe fashion_mnist_fast --data.root=PATH "
