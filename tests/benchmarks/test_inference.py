@@ -29,6 +29,7 @@ def threads() -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_small_run(tmp_path: Path, threads: None) -> None:
     words = "--network test_resnet --size 32 --rounds 2 --batches 2 --timesteps 1,2 --threads 1 --no-compile"
     inference.main([*words.split(), "--parts", "speed,engines", "--output", str(tmp_path)])

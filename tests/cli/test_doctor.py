@@ -71,6 +71,7 @@ def test_of_a_run_with_its_weights(
         assert amplitudes["act1"] != [1.0]
 
 
+@pytest.mark.slow
 def test_a_recipe_for_other_machines(doctor: Callable[..., tuple[str, dict[str, Any]]], tmp_path: Path) -> None:
     """ImageNet on 8 GPUs with 16-bit floats: what can be said of it here."""
     for split in ("train", "val"):

@@ -146,6 +146,7 @@ def test_every_neuron_folds(lively: Callable[..., SpikingNetwork], options: dict
     assert all(neuron.amplitude == (1.0,) for neuron in report.neurons)
 
 
+@pytest.mark.slow
 def test_anti_aliasing_average_pools_become_integer_sums(lively: Callable[..., SpikingNetwork]) -> None:
     network, x = lively("resnetaa50", timesteps=1), torch.randn(2, 3, 64, 64, dtype=torch.float64)
     plain, summed = check_fold(network, x), check_fold(network, x, integer_pools=True)

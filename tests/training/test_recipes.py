@@ -57,6 +57,7 @@ def test_cifar10(tspike: Callable[..., Any], cifar10: Path) -> None:
     fit(tspike, "cifar10_small", cifar10, "--data.dataset=npz", "--data.val_images=50")
 
 
+@pytest.mark.slow
 def test_tiny_imagenet(tspike: Callable[..., Any], tiny_imagenet: Path) -> None:
     small = ["--model.backbone=tspike_resnet_small", "--model.backbone_kwargs={}"]
     fit(tspike, "tiny_imagenet", tiny_imagenet, "--model.num_classes=20", "--data.num_workers=1", *small)
