@@ -23,6 +23,7 @@ from ..network.config import OWN, NetworkConfig
 from ..network.spiking_network import SpikingNetwork
 from ..store.checkpoint import read_checkpoint
 from ..store.folder import write_folder
+from ..store.image_size import take_image_size
 from ._common import network_of
 from .checkpoints import LastCheckpoint, best_checkpoint
 
@@ -207,8 +208,7 @@ class FoldExport(Callback):
         data = getattr(trainer, "datamodule", None)  # the checkpoint of a module of your own may not say
         preprocessing = getattr(data, "preprocessing", None)
         spec = InputSpec.of(preprocessing) if preprocessing is not None else None
-        if spec and spec.input_size and len(spec.input_size) == len(saved.network.input_size):
-            saved.network.input_size = spec.input_size  # a backbone's own may be many times that of the images here
+        take_image_size(saved.network, spec)
         folded, report = fold(saved.network)
         facts: dict[str, Any] = {"preprocessing": spec, "label_names": getattr(data, "class_names", None)}
         folder = checkpoint.with_suffix(".folded")

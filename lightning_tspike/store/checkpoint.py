@@ -18,6 +18,7 @@ from ..files.weights import unusable
 from ..models.bounded import create_within
 from ..network.config import NetworkConfig
 from ..network.spiking_network import SpikingNetwork
+from .image_size import take_image_size
 
 __all__ = ["LABEL_NAMES", "PREPROCESSING", "CheckpointError", "SavedNetwork", "read_checkpoint", "reshape_scalars"]
 
@@ -56,9 +57,9 @@ def read_checkpoint(
         model: Where the network is your own: an instance of it, see :func:`lightning_tspike.models.create_network`.
 
     Returns:
-        The network, in train mode on the CPU, what its input is (the datamodule's ``preprocessing``), its class names
-        and how long it was trained (where a Timer of Lightning's has counted, as in ``tspike fit``), each None where it
-        is not known.
+        The network, in train mode on the CPU and with the ``input_size`` of the images that it was trained on, what its
+        input is (the datamodule's ``preprocessing``), its class names and how long it was trained (where a Timer of
+        Lightning's has counted, as in ``tspike fit``), each None where it is not known.
 
     Raises:
         CheckpointError: The file is missing, no checkpoint, sharded, or of another module; it has NaN or infinite
@@ -104,6 +105,7 @@ def read_checkpoint(
         label_names = check_label_names(saved.get(LABEL_NAMES), config.num_classes)
     except ValueError as error:
         raise CheckpointError(f"{path} {error}") from error
+    take_image_size(network, preprocessing)
     return SavedNetwork(network, preprocessing, label_names, _training_seconds(saved))
 
 

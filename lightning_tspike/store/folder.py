@@ -40,6 +40,7 @@ from ..models.bounded import create_within
 from ..network.rewrites import Rewrites
 from ..network.spiking_network import SpikingNetwork
 from .card import model_card
+from .image_size import take_image_size
 from .manifest import CONFIG, Manifest, WeightsFile, describe, read_config, write_config
 from .results import Results
 
@@ -238,6 +239,7 @@ def read_network(
     _check_weights(weights, network.model.state_dict(), path)
     network.model.load_state_dict(weights)
     network.pretrained_cfg = timm_cfg(manifest)
+    take_image_size(network, manifest.preprocessing)
     return network.eval()
 
 

@@ -120,7 +120,11 @@ def test_fold_shows_tables_and_writes_a_folder(tspike: Callable[..., Any], run: 
     exported = zoo.load(checkpoint.with_suffix(".folded"))
     x = torch.randn(8, 1, 8, 8)
     torch.testing.assert_close(zoo.load(output)(x), exported(x))
-    assert (checkpoint.with_suffix(".folded") / "fold_report.json").is_file()  # FoldExport writes it, too
+    # FoldExport writes one, too: both count operations on the images that the network was trained on
+    other = json.loads((checkpoint.with_suffix(".folded") / "fold_report.json").read_text())
+    macs, others = ({layer["name"]: layer["dense_macs"] for layer in r["layers"]} for r in (report, other))
+    assert macs == others
+    assert macs["conv1"] == 2 * 8 * 8 * 9 * 8  # T, height and width, the kernel, output channels
 
 
 def test_fold_of_something_else(tspike: Callable[..., Any], tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def test_network_and_preprocessing_come_back(checkpoint: tuple[Path, TernarySNNM
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(network.eval()(x), module.network.eval()(x))
     assert network.config == module.network.config
-    assert preprocessing.input_size == (1, 8, 8)
+    assert preprocessing.input_size == network.input_size == (1, 8, 8)  # of the images, not of the backbone
+    assert module.network.input_size == (1, 32, 32)
     assert label_names == list("0123456789")
 
 

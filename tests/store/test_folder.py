@@ -41,6 +41,7 @@ def test_round_trip(tmp_path: Path, lively: Callable[..., SpikingNetwork], folde
     assert loaded.config == network.config
     assert not loaded.training
     assert config.preprocessing == InputSpec(mean=(0.1, 0.2, 0.3))
+    assert loaded.input_size == network.input_size  # no other is known
     assert bool(config.amplitudes) is not folded
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["net"]
     assert sorted(p.name for p in (tmp_path / "a" / "net").iterdir()) == [
